@@ -1,0 +1,1 @@
+"""Knows no tensors and no HTTP server: messages, templates, reasoning, history."""

@@ -1,0 +1,84 @@
+"""Knows no model: the one internal form of a conversation and of its answer's stream."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from localrun.engine.request import FinishReason, SamplingParams, Timings
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call the assistant made. ``arguments`` is a JSON object."""
+
+    id: str
+    name: str
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn. ``reasoning`` is what an assistant thought before its ``content``."""
+
+    role: Role
+    content: str
+    reasoning: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyOptions:
+    """``tools`` are JSON-schema function declarations as templates expect them."""
+
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyEvent:
+    """One step of an answer: reasoning, text, prefill progress, or the end.
+
+    Exactly one last event carries ``finish``; ``timings`` is None where a remote server sent none.
+    """
+
+    text: str = ""
+    reasoning: str = ""
+    prefilled: int | None = None
+    prompt_tokens: int | None = None
+    finish: FinishReason | None = None
+    timings: Timings | None = None
+    error: str | None = None
+
+
+class ChatModel(Protocol):
+    """A model to talk to: the engine here, or a server elsewhere."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def backend(self) -> str: ...
+
+    @property
+    def n_ctx(self) -> int: ...
+
+    def reply(
+        self, messages: Sequence[Message], options: ReplyOptions
+    ) -> AsyncIterator[ReplyEvent]:
+        """Stream one answer. Closing the iterator early cancels the generation.
+
+        Raises:
+            ContextLengthError: the conversation does not fit the context.
+            TemplateError: the model's template cannot render these messages.
+        """
+        ...
+
+    async def close(self) -> None: ...

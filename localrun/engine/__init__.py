@@ -1,0 +1,1 @@
+"""Knows token ids; not text templates, not HTTP."""

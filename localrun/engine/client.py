@@ -1,0 +1,45 @@
+"""Knows no process: what the port, the chat screen and the terminal ask an engine for."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from localrun.engine.request import GenerationRequest, TokenEvent
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What a loaded engine says of itself. ``bos`` and ``eos`` are the texts templates use."""
+
+    ref: str
+    backend: str
+    architecture: str
+    n_ctx: int
+    bos: str
+    eos: str
+    add_bos: bool
+    chat_template: str | None
+
+
+class EngineClient(Protocol):
+    """An engine in this process or in a child."""
+
+    @property
+    def info(self) -> EngineInfo: ...
+
+    async def tokenize(
+        self, text: str, *, add_special: bool = False, parse_special: bool = True
+    ) -> list[int]: ...
+
+    def generate(self, request: GenerationRequest) -> AsyncIterator[TokenEvent]:
+        """Stream one generation. Closing the iterator early cancels it within one step.
+
+        Raises:
+            ContextLengthError: the prompt does not fit.
+            EngineCrashedError: the engine's process ended.
+        """
+        ...
+
+    async def close(self) -> None: ...

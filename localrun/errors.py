@@ -1,0 +1,212 @@
+"""Knows no other module: the one tree of errors a user can meet.
+
+Each class carries the exit code of the command line, the status of the HTTP port and a hint: one
+line that says what to do next. The message says what happened and to which file, flag or field.
+
+LocalrunError                     1 · 500
+├── UsageError                    2 · 400   a flag, field or file of the user's cannot be meant
+│   ├── RefError                  2 · 400   a model reference does not parse
+│   ├── ConfigError               2 · 500   config.toml or an environment variable
+│   └── RequestError              2 · 400   a generation request that cannot be served as asked
+│       └── ContextLengthError    2 · 400   prompt and context, both numbers
+├── ModelNotFoundError            3 · 404   nothing by that name, with the nearest names
+├── DoesNotFitError               4 · 503   the plan needs more than the machine has
+├── SourceError                   5 · 502   what a download, a file or a store holds
+│   ├── DownloadError             5 · 502   the network or the hub
+│   │   └── AccessError           5 · 502   gated or private: a token is needed
+│   ├── VerificationError         5 · 502   bytes differ from their published digest
+│   ├── HeaderError               5 · 422   a header field, with its offset
+│   └── UnsafeFormatError         5 · 422   pickles and archives: refused unread
+├── DiskFullError                 1 · 507   with the bytes that were needed
+├── BackendMissingError           6 · 503   a library is absent, with the command that installs it
+├── EngineError                   1 · 500   generation failed
+│   ├── EngineCrashedError        1 · 503   the engine's process ended under a request
+│   ├── BusyError                 1 · 429   the queue is full
+│   └── TemplateError             1 · 500   a chat template failed or broke its limits
+└── ServerError                   1 · 500   the port: in use, not running
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class LocalrunError(Exception):
+    """Root of the tree. ``hint`` may be replaced for one instance by keyword."""
+
+    exit_code: ClassVar[int] = 1
+    http_status: ClassVar[int] = 500
+    hint: str = "run the same command with --verbose and look at the last lines"
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        if hint is not None:
+            self.hint = hint
+
+
+class UsageError(LocalrunError):
+    """A flag, field or file of the user's cannot be meant."""
+
+    exit_code = 2
+    http_status = 400
+    hint = "see --help for what is accepted"
+
+
+class RefError(UsageError):
+    """A model reference does not parse."""
+
+    hint = (
+        "a reference is NAME, ORG/REPO[:QUANT], hf:ORG/REPO[:QUANT], ORG/REPO/FILE.gguf, "
+        "pip:PACKAGE or a path"
+    )
+
+
+class ConfigError(UsageError):
+    """config.toml or an environment variable holds what no setting accepts."""
+
+    http_status = 500
+    hint = "`localrun doctor` prints the path of config.toml"
+
+
+class RequestError(UsageError):
+    """A generation request cannot be served as asked."""
+
+    hint = "change the named field"
+
+
+class ContextLengthError(RequestError):
+    """The prompt does not fit the context. It is never cut silently."""
+
+    hint = "shorten the prompt or raise --ctx"
+
+    def __init__(self, prompt_tokens: int, n_ctx: int) -> None:
+        super().__init__(f"the prompt has {prompt_tokens} tokens, the context holds {n_ctx}")
+        self.prompt_tokens = prompt_tokens
+        self.n_ctx = n_ctx
+
+
+class ModelNotFoundError(LocalrunError):
+    """No model by that name, here or at its source. ``nearest`` holds up to three names."""
+
+    exit_code = 3
+    http_status = 404
+    hint = "`localrun list` shows what is on disk"
+
+    def __init__(
+        self, message: str, *, nearest: tuple[str, ...] = (), hint: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.nearest = nearest
+
+
+class DoesNotFitError(LocalrunError):
+    """The plan needs more memory than the machine has."""
+
+    exit_code = 4
+    http_status = 503
+    hint = "lower --ctx or choose a smaller quantization"
+
+
+class SourceError(LocalrunError):
+    """What a download, a model file or a store holds cannot be used."""
+
+    exit_code = 5
+    http_status = 502
+    hint = "pull the model again"
+
+
+class DownloadError(SourceError):
+    """The network or the hub failed; what has arrived is kept for the next try."""
+
+    hint = "run the same pull again: it continues where it stopped"
+
+
+class AccessError(DownloadError):
+    """The repository is gated or private."""
+
+    hint = "accept the model's terms on its page and set HF_TOKEN"
+
+
+class VerificationError(SourceError):
+    """Bytes differ from their published digest; they were discarded."""
+
+    hint = "pull again; if it repeats, the source or a proxy on the way serves wrong bytes"
+
+
+class HeaderError(SourceError):
+    """A model file's header is malformed. Names the field and the byte offset."""
+
+    http_status = 422
+    hint = "the file is damaged or hostile: get it again from a source you trust"
+
+    def __init__(self, field: str, offset: int, problem: str, *, file: str = "") -> None:
+        where = f"{file}: " if file else ""
+        super().__init__(f"{where}{field} at byte {offset}: {problem}")
+        self.field = field
+        self.offset = offset
+        self.problem = problem
+        self.file = file
+
+    def in_file(self, file: str) -> HeaderError:
+        """The same finding, with the file's name in front."""
+        return HeaderError(self.field, self.offset, self.problem, file=file)
+
+
+class UnsafeFormatError(SourceError):
+    """A pickle, an archive or remote code: refused without being read."""
+
+    http_status = 422
+    hint = "use the model's GGUF or safetensors files"
+
+
+class DiskFullError(LocalrunError):
+    """A write failed for want of space; nothing was published."""
+
+    http_status = 507
+    hint = "free some space and run the same command again: it continues where it stopped"
+
+    def __init__(self, place: str, needed_bytes: int) -> None:
+        super().__init__(f"no space left in {place}: {needed_bytes} more bytes are needed")
+        self.place = place
+        self.needed_bytes = needed_bytes
+
+
+class BackendMissingError(LocalrunError):
+    """A runner's library is not installed. The hint is the command that installs it."""
+
+    exit_code = 6
+    http_status = 503
+    hint = "`localrun doctor` prints the command that installs it"
+
+
+class EngineError(LocalrunError):
+    """Generation failed."""
+
+    hint = "try again; `localrun doctor` checks the installation"
+
+
+class EngineCrashedError(EngineError):
+    """The engine's process ended under a request; it is started again for the next one."""
+
+    http_status = 503
+    hint = "send the request again: the engine restarts"
+
+
+class BusyError(EngineError):
+    """The queue is full."""
+
+    http_status = 429
+    hint = "wait for a running request to finish"
+
+
+class TemplateError(EngineError):
+    """The model's chat template failed or broke its limits."""
+
+    hint = "the model's chat template is at fault; another conversion may carry a good one"
+
+
+class ServerError(LocalrunError):
+    """The port could not be opened, or no server answers."""
+
+    hint = "choose another port with --port, or see `localrun ps`"

@@ -1,0 +1,1 @@
+"""Knows no models: bytes → Header, for GGUF and safetensors."""

@@ -1,0 +1,1 @@
+"""Asks the machine, never a model: what is here (probe)."""

@@ -1,0 +1,1 @@
+"""Does no I/O: Header and config.json → ModelSpec."""

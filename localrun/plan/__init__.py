@@ -1,0 +1,1 @@
+"""Does no I/O and imports no backend: ModelSpec + Machine + PlanRequest → Plan."""

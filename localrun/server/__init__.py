@@ -1,0 +1,1 @@
+"""Knows no tensors: one ASGI app, one adapter per API dialect."""
