@@ -108,7 +108,7 @@ class ModelRunner(Protocol):
     def free(self, sequence: SequenceId) -> None: ...
 
     def truncate(self, sequence: SequenceId, length: int) -> int:
-        """Cut to at most ``length`` tokens; returns how many are kept, possibly fewer, down to 0."""
+        """Cut to at most ``length`` tokens; returns how many are kept, down to 0."""
         ...
 
     def checkpoint(self, sequence: SequenceId) -> None:

@@ -1,0 +1,41 @@
+"""Fixtures that more than one room's tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from localrun.config import Settings, settings
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty LOCALRUN_HOME and HF_HOME; no variable of the developer's leaks in."""
+    import os
+
+    for name in list(os.environ):
+        if name.startswith(("LOCALRUN_", "HF_", "HUGGING")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("LOCALRUN_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    return tmp_path
+
+
+@pytest.fixture
+def here(home: Path) -> Settings:
+    """The settings of an empty home."""
+    return settings()
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Iterator[Path]:
+    """The default model's file, pulled once into the developer's own store."""
+    from localrun.ref import parse
+    from localrun.store.pull import pull
+
+    files = pull(parse("smollm2"), settings())
+    path = files.weights[0].path
+    assert path is not None
+    yield path
