@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,7 +29,7 @@ def here(home: Path) -> Settings:
 
 
 @pytest.fixture(scope="session")
-def smollm2_path() -> Iterator[Path]:
+def smollm2_path() -> Path:
     """The default model's file, pulled once into the developer's own store."""
     from localrun.ref import parse
     from localrun.store.pull import pull
@@ -38,4 +37,4 @@ def smollm2_path() -> Iterator[Path]:
     files = pull(parse("smollm2"), settings())
     path = files.weights[0].path
     assert path is not None
-    yield path
+    return path
