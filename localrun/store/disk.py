@@ -1,0 +1,90 @@
+"""Knows no model: the calls through which the store reaches a disk, and what a disk answers.
+
+Everything goes through ``DISK``, so that tests can make each call fail or stop after it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from localrun.errors import DiskFullError, LocalrunError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+
+
+class Disk:
+    """The calls through which every byte of the store reaches a disk."""
+
+    def create(self, path: Path) -> int:
+        flags = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+        return os.open(path, _CREATE | flags, 0o600)
+
+    def write(self, descriptor: int, data: memoryview) -> int:
+        return os.write(descriptor, data)
+
+    def sync(self, descriptor: int) -> None:
+        os.fsync(descriptor)
+
+    def rename(self, source: Path, target: Path) -> None:
+        os.replace(source, target)
+
+    def sync_directory(self, path: Path) -> None:
+        if os.name == "nt":  # Windows opens no directory; its rename is journalled
+            return
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def symlink(self, source: Path, target: Path) -> None:
+        os.symlink(source, target)
+
+    def link(self, source: Path, target: Path) -> None:
+        os.link(source, target)
+
+    def unlink(self, path: Path) -> None:
+        path.unlink()
+
+
+DISK = Disk()
+
+
+@contextmanager
+def disk_errors(place: Path, needed_bytes: int = 0) -> Iterator[None]:
+    """Turn what a disk answers into one line a user can act on.
+
+    Raises:
+        DiskFullError: no space or no quota; carries ``needed_bytes``.
+        LocalrunError: any other failure of the disk, naming ``place``.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise DiskFullError(str(place), needed_bytes) from error
+        reason = error.strerror or str(error)
+        raise LocalrunError(
+            f"{place}: {reason}", hint="check the disk and its permissions, then try again"
+        ) from error
+
+
+def require_space(path: Path, needed_bytes: int) -> None:
+    """Check before a long write that ``needed_bytes`` fit on the disk of ``path``.
+
+    Raises:
+        DiskFullError: with the bytes that are missing.
+    """
+    place = path
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    with disk_errors(path, needed_bytes):
+        free = shutil.disk_usage(place).free
+    if free < needed_bytes:
+        raise DiskFullError(str(path), needed_bytes - free)
