@@ -1,5 +1,53 @@
-types-farm = .types/localrun
-.PHONY: types
-types:
-	@mkdir -p $(types-farm) && ln -sfn $(CURDIR)/localrun/* $(types-farm)/ && ln -sfn $(CURDIR)/backends $(CURDIR)/tui $(types-farm)/
-	MYPYPATH=.types .venv/bin/mypy --strict -p localrun
+# Two commands: `make run` answers a question with the default model, `make test` checks everything.
+PYTHON ?= python3
+BIN := .venv/bin
+# llama.cpp is built from source once (6 to 10 minutes on 2 cores). Its own threads beat OpenMP's as
+# soon as another program wants a core (bench/METHODOLOGY.md). For a GPU, for example:
+#   make run CMAKE_ARGS="-DGGML_OPENMP=OFF -DGGML_CUDA=on"
+export CMAKE_ARGS ?= -DGGML_OPENMP=OFF
+export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
+
+.PHONY: run test test-long lint types tests format clean
+
+run: .venv/.installed
+	$(BIN)/localrun pull smollm2
+	$(BIN)/localrun run smollm2 "What is the capital of France?" --temperature 0 --stats
+
+test: lint types tests
+
+lint: .venv/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# Type checkers do not run import hooks: they see the mapped packages through a farm of links.
+types: .venv/.installed-dev
+	rm -rf .types && mkdir -p .types/localrun
+	ln -s $(CURDIR)/localrun/* $(CURDIR)/backends $(CURDIR)/tui .types/localrun/
+	MYPYPATH=.types $(BIN)/mypy -p localrun
+	MYPYPATH=.types:. $(BIN)/mypy bench
+
+tests: .venv/.installed-dev
+	$(BIN)/pytest
+
+test-long: .venv/.installed-dev
+	$(BIN)/pytest -m long
+
+format: .venv/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv .types build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# The stamps keep a second make from installing, and so from building, again.
+.venv/bin/pip:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: pyproject.toml constraints.txt | .venv/bin/pip
+	$(BIN)/pip install --constraint constraints.txt --editable .
+	touch $@
+
+.venv/.installed-dev: .venv/.installed
+	$(BIN)/pip install --constraint constraints.txt --editable '.[dev]'
+	touch $@

@@ -1,0 +1,119 @@
+"""Knows no command's body: the command tree, and how every failure leaves the program.
+
+One of the two places where ``except Exception`` stands: what reaches the top is a defect, said in
+one line; ``--verbose`` shows the traceback.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from typer.main import get_command
+
+from localrun import __version__
+from localrun.cli import bench, chat, doctor, hardware, models, pull, run, serve
+from localrun.cli.output import complain
+from localrun.config import ENV_PREFIX, defaults, settings
+from localrun.errors import LocalrunError
+
+EXIT_FAILURE = 1
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="localrun",
+    help="Run open-weight language models on this machine.",
+    epilog="Every flag is also LOCALRUN_<FLAG> in the environment and a key of config.toml.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # importing rich would double the time of --help
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Log to stderr; tracebacks of defects.")
+    ] = False,
+) -> None:
+    if version:
+        typer.echo(f"localrun {__version__}")
+        raise typer.Exit
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.ERROR, stream=sys.stderr)
+
+
+app.command("pull")(pull.pull)
+app.command("list")(models.list_models)
+app.command("show")(models.show)
+app.command("rm")(models.remove)
+app.command("import")(models.import_model)
+app.command("run")(run.run)
+app.command("chat")(chat.chat)
+app.command("serve")(serve.serve)
+app.command("ps")(serve.ps)
+app.command("stop")(serve.stop)
+app.command("bench")(bench.bench)
+app.command("hardware")(hardware.hardware)
+app.command("doctor")(doctor.doctor)
+
+
+def command_tree() -> Any:
+    """The command with one environment variable set on every flag (DESIGN section 3)."""
+    tree = get_command(app)
+    for command in (tree, *tree.commands.values()):  # type: ignore[attr-defined]  # it is a group
+        for parameter in command.params:
+            if parameter.param_type_name == "option":
+                parameter.envvar = ENV_PREFIX + parameter.name.upper()
+                parameter.show_envvar = False
+    return tree
+
+
+def execute(arguments: Sequence[str]) -> int:
+    """Run one command line; returns the exit code."""
+    try:
+        tree = command_tree()
+        known = frozenset(
+            parameter.name for command in tree.commands.values() for parameter in command.params
+        )
+        values = defaults(settings().config_file, known)
+        result = tree.main(
+            list(arguments),
+            prog_name="localrun",
+            standalone_mode=False,
+            default_map=dict.fromkeys(tree.commands, values),
+        )
+        return result if isinstance(result, int) else 0
+    except LocalrunError as error:
+        complain(error.message, error.hint)
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader has gone (`| head`): nobody is left to be told.
+        sys.stderr.close()
+        return EXIT_FAILURE
+    except typer.TyperException as error:
+        show = getattr(error, "show", None)
+        if show is not None:
+            show()
+        else:
+            complain(error.message, "")
+        return error.exit_code
+    except Exception as error:  # noqa: BLE001  # the command line's top
+        if "--verbose" in arguments:
+            raise
+        complain(
+            f"internal error: {type(error).__name__}: {error}",
+            "this is a defect of localrun: repeat with `localrun --verbose …` for the traceback",
+        )
+        return EXIT_FAILURE
+
+
+def run_app() -> None:
+    """Run the command line of this process and exit."""
+    sys.exit(execute(sys.argv[1:]))

