@@ -69,7 +69,7 @@ async def _measure(
         for turn in range(1, repetitions + 1):
             prefill.append((await _generate(client, prompt_tokens, 1, turn)).prefill_tps)
             decode.append((await _generate(client, 1, decode_tokens + 1, turn)).decode_tps)
-        memory = await client.memory()
+        memory = (await client.stats()).memory_bytes
     finally:
         await client.close()
     planned = {budget.tier: budget.total for budget in prepared.plan.budgets}

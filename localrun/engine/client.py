@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from localrun.engine.request import GenerationRequest, TokenEvent
+from localrun.engine.runner import RunnerStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,10 @@ class EngineClient(Protocol):
             ContextLengthError: the prompt does not fit.
             EngineCrashedError: the engine's process ended.
         """
+        ...
+
+    async def stats(self) -> RunnerStats:
+        """Counters and memory of the runner."""
         ...
 
     async def close(self) -> None: ...

@@ -28,7 +28,8 @@ class SamplingParams:
 class GenerationRequest:
     """``max_tokens`` None generates until an end token or the context is full.
 
-    ``stop`` strings end generation and are not part of the text.
+    ``stop`` strings end generation and are not part of the text. ``ignore_end`` generates on past
+    end tokens, for measuring.
     """
 
     id: str
@@ -36,6 +37,7 @@ class GenerationRequest:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
+    ignore_end: bool = False
 
 
 class FinishReason(StrEnum):
