@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NewType, Protocol
+from typing import TYPE_CHECKING, Literal, NewType, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 SequenceId = NewType("SequenceId", int)
 LogitsWanted = Literal["none", "last", "all"]
