@@ -104,7 +104,7 @@ def execute(arguments: Sequence[str]) -> int:
         else:
             complain(error.message, "")
         return error.exit_code
-    except Exception as error:  # noqa: BLE001  # the command line's top
+    except Exception as error:  # the command line's top
         if "--verbose" in arguments:
             raise
         complain(

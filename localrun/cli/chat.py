@@ -1,4 +1,4 @@
-"""Knows no widget: ``localrun chat``, the full-screen chat on an engine here or a server elsewhere."""
+"""Knows no widget: `localrun chat`, the full screen on an engine here or on a server elsewhere."""
 
 from __future__ import annotations
 
