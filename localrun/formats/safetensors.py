@@ -1,0 +1,258 @@
+"""Knows no models: the header of a safetensors file and the index of a sharded one.
+
+Layout: https://github.com/huggingface/safetensors#format. Whatever is accepted here the library
+accepts too; refused besides are duplicate names, unknown fields and files without a leading brace.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import NoReturn
+
+from localrun.errors import HeaderError
+from localrun.formats import limits
+from localrun.formats.header import Header, TensorInfo
+from localrun.formats.reader import Source
+from localrun.formats.text import shown
+from localrun.formats.types import SAFETENSORS_TYPES
+
+_PREFIX = 8
+_U64_MAX = 2**64 - 1
+_FIELDS = {"dtype", "shape", "data_offsets"}
+# One component on POSIX and on Windows alike: no separator, drive, stream or hidden name.
+_SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}\.safetensors\Z", re.ASCII)
+_RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])\.", re.IGNORECASE)
+
+
+def read_safetensors(source: Source, name: str) -> Header:
+    """Read one file's header. ``name`` stands in the header and in errors.
+
+    Raises:
+        HeaderError: with the field and its offset.
+    """
+    try:
+        return _read(source, name)
+    except HeaderError as error:
+        raise error.in_file(name) from None
+
+
+def _read(source: Source, name: str) -> Header:
+    length = header_length(source)
+    raw = source.read(_PREFIX, length)
+    if raw[:1] != b"{":
+        raise HeaderError("header", _PREFIX, f"begins with {raw[:1]!r}, not with '{{'")
+    entries = _object(_parse(raw, "header", _PREFIX), "header")
+    metadata = _strings(entries.pop("__metadata__", {}))
+    if len(entries) > limits.SAFETENSORS_TENSORS_MAX:
+        raise HeaderError(
+            "header", _PREFIX, f"{len(entries)} tensors, at most {limits.SAFETENSORS_TENSORS_MAX}"
+        )
+    data = _PREFIX + length
+    tensors = [_tensor(key, value, data) for key, value in entries.items()]
+    tensors.sort(key=lambda tensor: (tensor.offset, tensor.bytes))
+    _covers(tensors, data, source.size)
+    return Header("safetensors", (name,), tuple(tensors), metadata, 0, data)
+
+
+def header_length(source: Source) -> int:
+    """The declared length of the JSON header, checked against the limit and the file.
+
+    Raises:
+        HeaderError: it is too short, too long or ends behind the file.
+    """
+    if source.size < _PREFIX + 2:
+        raise HeaderError("header length", 0, f"the file has only {source.size} bytes")
+    length = int.from_bytes(source.read(0, _PREFIX), "little")
+    most = min(limits.SAFETENSORS_HEADER_BYTES_MAX, source.size - _PREFIX)
+    if not 2 <= length <= most:
+        raise HeaderError("header length", 0, f"{length} is not between 2 and {most}")
+    return length
+
+
+def _parse(raw: bytes, field: str, offset: int) -> object:
+    """JSON without duplicate keys, NaN, negative or fractional surprises left to guess."""
+    marks = raw.count(b",") + raw.count(b"[") + raw.count(b"{")
+    if marks > limits.SAFETENSORS_JSON_MARKS_MAX:
+        raise HeaderError(
+            field, offset, f"{marks} values, at most {limits.SAFETENSORS_JSON_MARKS_MAX}"
+        )
+
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+            raise HeaderError(field, offset, f"the key {shown(twice)!r} stands twice")
+        return found
+
+    def constant(text: str) -> NoReturn:
+        raise HeaderError(field, offset, f"{text} is no JSON number")
+
+    def integer(text: str) -> int:
+        # Longer than any 64-bit number; int() of a long text is slow. The library reads no "-0".
+        if len(text) > 20 or text[0] == "-":
+            raise HeaderError(field, offset, f"the number {shown(text)} is out of range")
+        return int(text)
+
+    try:
+        return json.loads(
+            raw.decode("utf-8"),
+            object_pairs_hook=unique,
+            parse_constant=constant,
+            parse_int=integer,
+        )
+    except UnicodeDecodeError as error:
+        raise HeaderError(field, offset + error.start, "is not UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise HeaderError(field, offset + error.pos, f"is not JSON: {error.msg}") from None
+    except RecursionError:
+        raise HeaderError(field, offset, "is nested too deeply") from None
+
+
+def _object(value: object, field: str) -> dict[str, object]:
+    if not isinstance(value, dict):
+        raise HeaderError(field, _PREFIX, f"is a JSON {type(value).__name__}, not an object")
+    return value
+
+
+def _text(value: object, field: str) -> str:
+    if not isinstance(value, str):
+        raise HeaderError(field, _PREFIX, f"is a JSON {type(value).__name__}, not a string")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise HeaderError(field, _PREFIX, "holds half of a surrogate pair") from None
+    return value
+
+
+def _strings(value: object) -> dict[str, str]:
+    return {
+        _text(key, "__metadata__"): _text(item, f"__metadata__: {shown(key)}")
+        for key, item in _object(value, "__metadata__").items()
+    }
+
+
+def _tensor(key: str, value: object, data: int) -> TensorInfo:
+    field = shown(_text(key, "tensor name"))
+    entry = _object(value, field)
+    if entry.keys() != _FIELDS:
+        have = ", ".join(shown(name) for name in list(entry)[:5])
+        raise HeaderError(field, _PREFIX, f"has the fields {have}; dtype, shape, data_offsets fit")
+    kind = SAFETENSORS_TYPES.get(_text(entry["dtype"], f"{field}: dtype"))
+    if kind is None:
+        raise HeaderError(f"{field}: dtype", _PREFIX, f"{shown(str(entry['dtype']))} is no type")
+    shape = _integers(entry["shape"], f"{field}: shape")
+    if len(shape) > limits.SAFETENSORS_DIMENSIONS_MAX:
+        raise HeaderError(f"{field}: shape", _PREFIX, f"has {len(shape)} dimensions")
+    offsets = _integers(entry["data_offsets"], f"{field}: data_offsets")
+    if len(offsets) != 2:
+        raise HeaderError(f"{field}: data_offsets", _PREFIX, f"has {len(offsets)} numbers, not 2")
+    begin, end = offsets
+    elements = 1
+    for dim in shape:
+        elements *= dim
+        # The library multiplies in 64 bits and refuses an overflow even where a 0 follows.
+        if elements * 8 * kind.block_bytes > _U64_MAX:
+            raise HeaderError(f"{field}: shape", _PREFIX, "has too many elements")
+    blocks, rest = divmod(elements, kind.block_elements)
+    if rest or begin > end or end - begin != blocks * kind.block_bytes:
+        raise HeaderError(
+            f"{field}: data_offsets",
+            _PREFIX,
+            f"{begin} to {end} is not what shape {list(shape)} of {kind.name} takes",
+        )
+    return TensorInfo(key, kind, shape, data + begin, end - begin)
+
+
+def _integers(value: object, field: str) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(type(item) is int for item in value):
+        raise HeaderError(field, _PREFIX, "is not a list of integers")
+    if any(item > _U64_MAX for item in value):
+        raise HeaderError(field, _PREFIX, "holds a number over 64 bits")
+    return tuple(value)
+
+
+def _covers(tensors: Sequence[TensorInfo], data: int, size: int) -> None:
+    position = data
+    for tensor in tensors:
+        if tensor.offset != position:
+            wrong = "overlaps" if tensor.offset < position else "leaves a gap behind"
+            raise HeaderError(
+                f"{shown(tensor.name)}: data_offsets",
+                tensor.offset,
+                f"{wrong} the tensor before it, which ends at {position}",
+            )
+        position += tensor.bytes
+    if position != size:
+        raise HeaderError(
+            "data", data, f"the tensors end at byte {position}, the file has {size} bytes"
+        )
+
+
+def read_index(source: Source, name: str) -> dict[str, str]:
+    """Read ``*.safetensors.index.json``: tensor name → file name of its shard.
+
+    Shards lie beside the index: a name is one component on every operating system.
+
+    Raises:
+        HeaderError: not an index, or a file name that is not a plain one.
+    """
+    try:
+        if source.size > limits.SAFETENSORS_INDEX_BYTES_MAX:
+            raise HeaderError("file", 0, f"{source.size} bytes are too many for an index")
+        document = _object(_parse(source.read(0, source.size), "index", 0), "index")
+        weights = _object(document.get("weight_map"), "weight_map")
+        placed = {
+            _text(key, "weight_map"): _shard_name(value, f"weight_map: {shown(key)}")
+            for key, value in weights.items()
+        }
+        shards = len(set(placed.values()))
+        if not 0 < shards <= limits.SHARDS_MAX:
+            raise HeaderError("weight_map", 0, f"{shards} shards, 1 to {limits.SHARDS_MAX} fit")
+        return placed
+    except HeaderError as error:
+        raise error.in_file(name) from None
+
+
+def _shard_name(value: object, field: str) -> str:
+    name = _text(value, field)
+    if not _SHARD_NAME.match(name) or ".." in name or _RESERVED.match(name):
+        raise HeaderError(field, 0, f"{shown(name)!r} is not a plain .safetensors file name")
+    return name
+
+
+def join_shards(parts: Sequence[Header], index: Mapping[str, str] | None = None) -> Header:
+    """One header of a sharded model's files, in order, checked against the index if there is one.
+
+    Raises:
+        HeaderError: a tensor stands in two files, or the index and the files disagree.
+    """
+    tensors: list[TensorInfo] = []
+    files: dict[str, str] = {}
+    for number, part in enumerate(parts):
+        file = part.files[0]
+        for tensor in part.tensors:
+            if tensor.name in files:
+                other = files[tensor.name]
+                raise HeaderError(
+                    shown(tensor.name), tensor.offset, f"is in {other} too", file=file
+                )
+            files[tensor.name] = file
+            tensors.append(replace(tensor, file=number))
+    if index is not None and index != files:
+        odd = min(key for key, _ in index.items() ^ files.items())
+        where = files.get(odd, "in no file")
+        raise HeaderError(
+            f"weight_map: {shown(odd)}", 0, f"says {index.get(odd, 'nothing')}, it is {where}"
+        )
+    return Header(
+        "safetensors",
+        tuple(part.files[0] for part in parts),
+        tuple(tensors),
+        parts[0].metadata,
+        0,
+        sum(part.header_bytes for part in parts),
+    )
