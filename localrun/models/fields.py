@@ -29,11 +29,13 @@ class Fields:
         value = self.values.get(key)
         return None if value is None else self._checked(key, value, least, most)
 
-    def per_layer(self, key: str, layers: int, *, most: int) -> tuple[int, ...] | None:
+    def per_layer(
+        self, key: str, layers: int, *, most: int, least: int = 1
+    ) -> tuple[int, ...] | None:
         """One number for every layer, or one for all; a layer without attention has 0."""
         value = self.values.get(key)
         if not isinstance(value, tuple | list):
-            one = self.integer(key, most=most)
+            one = self.integer(key, least=least, most=most)
             return None if one is None else (one,) * layers
         if len(value) != layers:
             raise self.error(key, f"has {len(value)} entries for {layers} layers")

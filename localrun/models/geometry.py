@@ -27,6 +27,7 @@ _OTHER_CACHE_GGUF = (
     "attention.shared_kv_layers",
     "attention.recurrent_layers",
     "attention.indexer.",
+    "attention.key_length_swa",
 )
 _OTHER_CACHE_CONFIG = (
     "kv_lora_rank",
@@ -63,17 +64,19 @@ def from_gguf(fields: Fields, architecture: str) -> Geometry:
     layers = fields.integer(f"{prefix}block_count", most=LAYERS_MAX) or 0
     n_ctx = fields.integer(f"{prefix}context_length", most=CONTEXT_MAX) or 0
     width = fields.integer(f"{prefix}embedding_length", most=WIDTH_MAX)
-    heads = fields.per_layer(f"{prefix}attention.head_count", layers, most=HEADS_MAX)
-    kv_heads = fields.per_layer(f"{prefix}attention.head_count_kv", layers, most=HEADS_MAX)
-    key = fields.integer(f"{prefix}attention.key_length", most=WIDTH_MAX)
-    value = fields.integer(f"{prefix}attention.value_length", most=WIDTH_MAX)
-    fields.integer(f"{prefix}vocab_size", most=VOCABULARY_MAX)
-    experts, used = _experts(fields, f"{prefix}expert_count", f"{prefix}expert_used_count")
-    head = width // max(heads) if width and heads and max(heads) else None
     other = any(
         name.startswith(tuple(prefix + mark for mark in _OTHER_CACHE_GGUF))
         for name in fields.values
     )
+    # Converters write 0 heads where a recurrent model has none.
+    least, attention = 0 if other else 1, f"{prefix}attention."
+    heads = fields.per_layer(f"{attention}head_count", layers, least=least, most=HEADS_MAX)
+    kv_heads = fields.per_layer(f"{attention}head_count_kv", layers, least=least, most=HEADS_MAX)
+    key = fields.integer(f"{attention}key_length", most=WIDTH_MAX)
+    value = fields.integer(f"{attention}value_length", most=WIDTH_MAX)
+    fields.integer(f"{prefix}vocab_size", most=VOCABULARY_MAX)
+    experts, used = _experts(fields, f"{prefix}expert_count", f"{prefix}expert_used_count")
+    head = _head_size(width, heads)
     kv = 0 if other else _kv_bytes(kv_heads or heads, key or head, value or head)
     return Geometry(layers, n_ctx, kv, experts, used)
 
@@ -87,17 +90,22 @@ def from_config(fields: Fields) -> Geometry:
     layers = fields.integer("num_hidden_layers", most=LAYERS_MAX) or 0
     n_ctx = fields.integer("max_position_embeddings", most=CONTEXT_MAX) or 0
     width = fields.integer("hidden_size", most=WIDTH_MAX)
-    heads = fields.integer("num_attention_heads", most=HEADS_MAX)
-    kv_heads = fields.integer("num_key_value_heads", most=HEADS_MAX) or heads
-    head = fields.integer("head_dim", most=WIDTH_MAX) or (width // heads if width and heads else 0)
+    heads = fields.per_layer("num_attention_heads", layers, most=HEADS_MAX)
+    kv_heads = fields.per_layer("num_key_value_heads", layers, most=HEADS_MAX)
+    head = fields.integer("head_dim", most=WIDTH_MAX) or _head_size(width, heads)
     fields.integer("vocab_size", most=VOCABULARY_MAX)
     experts = used = 0
     for key in ("num_local_experts", "num_experts", "n_routed_experts"):
         if fields.values.get(key) is not None:
             experts, used = _experts(fields, key, "num_experts_per_tok")
     other = any(fields.values.get(key) is not None for key in _OTHER_CACHE_CONFIG)
-    kv = 0 if other or kv_heads is None else _kv_bytes((kv_heads,) * layers, head, head)
+    kv = 0 if other else _kv_bytes(kv_heads or heads, head, head)
     return Geometry(layers, n_ctx, kv, experts, used)
+
+
+def _head_size(width: int | None, heads: tuple[int, ...] | None) -> int | None:
+    widest = max(heads, default=0) if heads else 0
+    return width // widest if width and widest else None
 
 
 def _kv_bytes(kv_heads: tuple[int, ...] | None, key: int | None, value: int | None) -> int:
