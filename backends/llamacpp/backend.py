@@ -1,0 +1,134 @@
+"""Knows no HTTP: what llama.cpp can run, whether it is installed, and how a plan is loaded.
+
+Nothing here imports llama_cpp until ``probe`` or ``load`` is called.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from localrun.backends.llamacpp.architectures import GENERATIVE
+from localrun.backends.report import BackendReport, Device
+from localrun.errors import BackendMissingError, EngineError, ModelNotFoundError
+from localrun.formats.header import Format
+from localrun.models.spec import ModelSpec
+from localrun.plan.plan import Plan
+
+if TYPE_CHECKING:
+    from localrun.engine.runner import ModelRunner
+
+NAME: Final = "llama.cpp"
+DISTRIBUTION: Final = "llama-cpp-python"
+VERSION: Final = "0.3.36"
+_BUILD_FLAGS: Final = {
+    "cpu": "",
+    "cuda": " -DGGML_CUDA=ON",
+    "rocm": " -DGGML_HIP=ON",
+    "level-zero": " -DGGML_VULKAN=ON",
+    "metal": " -DGGML_METAL=ON",
+}
+
+
+def install_command(gpu: str = "cpu") -> str:
+    """The command that builds the library for ``gpu``, a ``Gpu.kind`` of the machine.
+
+    OpenMP is off because its waiting threads lose most of the speed when another program keeps a
+    core busy (bench/METHODOLOGY.md).
+    """
+    again = "" if gpu == "cpu" else " --force-reinstall --no-cache-dir"
+    flags = f"-DGGML_OPENMP=OFF{_BUILD_FLAGS.get(gpu, '')}"
+    return f'CMAKE_ARGS="{flags}" pip install{again} {DISTRIBUTION}=={VERSION}'
+
+
+def probe() -> BackendReport:
+    """What is installed, loaded to be sure that it works."""
+    installed = _version()
+    devices: tuple[Device, ...] = ()
+    openmp: bool | None = None
+    problem: str | None = None
+    if installed is None:
+        problem = f"{DISTRIBUTION} is not installed"
+    else:
+        try:
+            from localrun.backends.llamacpp import library
+
+            devices, openmp = library.devices(), library.openmp()
+        except (ImportError, OSError, RuntimeError, AttributeError) as error:
+            problem = f"{DISTRIBUTION} {installed} does not load: {error}"
+    return BackendReport(
+        name=NAME,
+        installed=installed is not None,
+        version=installed,
+        devices=devices,
+        openmp=openmp,
+        problem=problem,
+        install=install_command(),
+    )
+
+
+def supports(spec: ModelSpec, format: Format) -> str | None:
+    """None, or why the pinned llama.cpp cannot generate with this model."""
+    if format != "gguf":
+        return f"reads GGUF files, not {format}"
+    if spec.architecture not in GENERATIVE:
+        return f"{DISTRIBUTION} {VERSION} does not generate with architecture {spec.architecture!r}"
+    return None
+
+
+def load(plan: Plan) -> ModelRunner:
+    """Load a plan's model. The files' headers have been checked by whoever made the plan.
+
+    Raises:
+        BackendMissingError: the library is absent or does not load.
+        ModelNotFoundError: a file of the plan is gone.
+        EngineError: the library refuses the model, with the first error it logged.
+    """
+    for file in plan.files:
+        if not Path(file).is_file():
+            raise ModelNotFoundError(
+                f"{plan.ref}: {file} is no longer on this disk", hint=f"localrun pull {plan.ref}"
+            )
+    if _version() is None:
+        raise BackendMissingError(f"{DISTRIBUTION} is not installed", hint=install_command())
+    try:
+        from localrun.backends.llamacpp import library
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        raise BackendMissingError(
+            f"{DISTRIBUTION} does not load: {error}", hint=install_command()
+        ) from error
+    from llama_cpp import llama_cpp as llama
+
+    from localrun.backends.llamacpp.buffers import read_buffers
+    from localrun.backends.llamacpp.parameters import parameters
+    from localrun.backends.llamacpp.runner import LlamaCppRunner
+
+    model_parameters, context_parameters = parameters(plan.execution)
+    paths = [file.encode() for file in plan.files]
+    with library.logged() as log:
+        if len(paths) == 1:
+            model = llama.llama_model_load_from_file(paths[0], model_parameters)
+        else:
+            array = (ctypes.c_char_p * len(paths))(*paths)
+            model = llama.llama_model_load_from_splits(array, len(paths), model_parameters)
+        if model is None:
+            raise EngineError(f"{plan.files[0]} could not be loaded: {log.problem}")
+        context = None
+        if llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model)) > 0:
+            context = llama.llama_init_from_model(model, context_parameters)
+    if context is None:
+        llama.llama_model_free(model)
+        raise EngineError(f"{plan.files[0]} could not be run: {log.problem}")
+    return LlamaCppRunner(model, context, read_buffers(log), n_ctx=plan.execution.n_ctx)
+
+
+def _version() -> str | None:
+    if find_spec("llama_cpp") is None:
+        return None
+    try:
+        return version(DISTRIBUTION)
+    except PackageNotFoundError:
+        return "of unknown version"

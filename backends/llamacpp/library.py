@@ -1,0 +1,138 @@
+"""Knows no model: libllama and libggml as this room calls them, and where their log goes.
+
+Importing this module loads the libraries (0.2 s); only ``backend`` imports it, inside functions.
+The library's own log never reaches stdout or stderr: it goes to the logger below, errors too,
+because what a user must know arrives as an EngineError that quotes the first of them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, cast
+
+from llama_cpp import llama_cpp as llama
+
+from localrun.backends.report import Device, DeviceKind
+
+_log = logging.getLogger("localrun.llamacpp")
+# Without a handler of its own, logging would print warnings to stderr.
+_log.addHandler(logging.NullHandler())
+
+# enum ggml_log_level (ggml.h)
+_DEBUG, _WARN, _ERROR = 1, 3, 4
+_DEVICE_KINDS: Final[tuple[DeviceKind, ...]] = ("cpu", "gpu", "igpu", "accelerator")
+
+
+class _Thread(threading.local):
+    """Log lines of this thread's calls: the library logs on the thread that calls it."""
+
+    lines: list[str] | None = None
+    errors: list[str] | None = None
+
+
+_thread = _Thread()
+
+
+def _record(level: int, text: bytes | None, _data: int | None) -> None:
+    line = (text or b"").decode("utf-8", "replace").strip()
+    if not line.strip("."):
+        return
+    if _thread.lines is not None:
+        _thread.lines.append(line)
+    if level == _ERROR and _thread.errors is not None:
+        _thread.errors.append(line)
+    _log.log(logging.INFO if level in (_WARN, _ERROR) else logging.DEBUG, "%s", line)
+
+
+# The library keeps the pointer for the life of the process, so does this module.
+_callback = llama.llama_log_callback(_record)
+llama.llama_log_set(_callback, ctypes.c_void_p(None))
+llama.llama_backend_init()
+
+
+class Lines(list[str]):
+    """Log lines in order; ``problem`` is the first error, without the function's name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.errors: list[str] = []
+
+    @property
+    def problem(self) -> str:
+        if not self.errors:
+            return "the library gave no reason"
+        return self.errors[0].partition(": ")[2] or self.errors[0]
+
+
+@contextmanager
+def logged() -> Iterator[Lines]:
+    """Collect what the library logs on this thread inside the block."""
+    lines = Lines()
+    before = _thread.lines, _thread.errors
+    _thread.lines, _thread.errors = lines, lines.errors
+    try:
+        yield lines
+    finally:
+        _thread.lines, _thread.errors = before
+
+
+def _function(library: ctypes.CDLL, name: str, result: Any, *arguments: Any) -> Any:
+    # Indexing gives a function object of our own: the package's prototypes stay as they are.
+    function = library[name]
+    function.restype = result
+    function.argtypes = list(arguments)
+    return function
+
+
+_libllama: Final = cast(ctypes.CDLL, llama._lib)
+# The same as llama_get_logits with an address for a result, which costs no pointer object.
+logits_address: Final = _function(_libllama, "llama_get_logits", ctypes.c_void_p, ctypes.c_void_p)
+
+
+def openmp() -> bool:
+    """Whether the CPU kernels were built with OpenMP: a feature the library itself names."""
+    features = llama.llama_print_system_info().decode("utf-8", "replace")
+    return "OPENMP = 1" in features
+
+
+def devices() -> tuple[Device, ...]:
+    """Devices in ggml's registry (ggml-backend.h): those built in that this machine has."""
+    base = _ggml("ggml-base")
+    registry = _ggml("ggml")
+    handle = ctypes.c_void_p
+    get = _function(registry, "ggml_backend_dev_get", handle, ctypes.c_size_t)
+    name = _function(base, "ggml_backend_dev_name", ctypes.c_char_p, handle)
+    description = _function(base, "ggml_backend_dev_description", ctypes.c_char_p, handle)
+    kind = _function(base, "ggml_backend_dev_type", ctypes.c_int, handle)
+    sizes = ctypes.POINTER(ctypes.c_size_t)
+    memory = _function(base, "ggml_backend_dev_memory", None, handle, sizes, sizes)
+    found = []
+    for index in range(_function(registry, "ggml_backend_dev_count", ctypes.c_size_t)()):
+        device = get(index)
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        memory(device, ctypes.byref(free), ctypes.byref(total))
+        at = kind(device)
+        found.append(
+            Device(
+                name=name(device).decode(),
+                description=description(device).decode("utf-8", "replace"),
+                kind=_DEVICE_KINDS[at] if at < len(_DEVICE_KINDS) else "accelerator",
+                total=total.value,
+                free=free.value,
+            )
+        )
+    return tuple(found)
+
+
+def _ggml(name: str) -> ctypes.CDLL:
+    """One of ggml's libraries, beside libllama and already loaded with it."""
+    folder = Path(_libllama._name).parent
+    for file in (f"lib{name}.so", f"lib{name}.dylib", f"{name}.dll", f"lib{name}.dll"):
+        if (folder / file).exists():
+            return ctypes.CDLL(str(folder / file))
+    raise OSError(f"no {name} library in {folder}")

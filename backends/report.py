@@ -1,0 +1,39 @@
+"""Knows no library: what a backend says of itself to `localrun doctor` and to the planner."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+DeviceKind = Literal["cpu", "gpu", "igpu", "accelerator"]
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device the installed library was built for and finds on this machine. Memory in bytes."""
+
+    name: str
+    description: str
+    kind: DeviceKind
+    total: int
+    free: int
+
+
+@dataclass(frozen=True, slots=True)
+class BackendReport:
+    """``openmp`` is None where it is not known; ``problem`` says why an installed library fails.
+
+    ``install`` is the exact command that installs the library for the CPU.
+    """
+
+    name: str
+    installed: bool
+    version: str | None
+    devices: tuple[Device, ...]
+    openmp: bool | None
+    problem: str | None
+    install: str
+
+    @property
+    def has_gpu(self) -> bool:
+        return any(device.kind in ("gpu", "igpu") for device in self.devices)
