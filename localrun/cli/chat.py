@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
@@ -80,8 +81,10 @@ def chat(
         if server is not None:
             from localrun.chat.remote import RemoteChatModel
 
-            return await RemoteChatModel.connect(server, api_key=api_key, model=ref)
-        return await open_chat(prepare(name, request, here))
+            remote = RemoteChatModel(server, api_key, ref)
+            await remote.connect()
+            return remote
+        return await open_chat(await asyncio.to_thread(prepare, name, request, here))
 
     def names() -> Sequence[str]:
         return [model.ref for model in Library(here).list() if model.state == "ok"]

@@ -33,11 +33,19 @@ def list_models(json: Json = False) -> None:
                 "models": [
                     {
                         "ref": model.ref,
-                        "origin": model.origin,
-                        "format": model.format,
                         "bytes": model.bytes,
                         "state": model.state,
-                        "files": model.paths,
+                        "detail": model.detail,
+                        "origin": model.files.origin if model.files else None,
+                        "format": model.files.format if model.files else None,
+                        "licence": model.files.licence if model.files else None,
+                        "verification": model.verification,
+                        "fetched_by_us": model.fetched_by_us,
+                        "created": model.created,
+                        "files": [
+                            {"name": file.name, "path": file.path, "bytes": file.bytes}
+                            for file in (model.files.files if model.files else ())
+                        ],
                     }
                     for model in stored
                 ]
@@ -47,7 +55,13 @@ def list_models(json: Json = False) -> None:
     table(
         ("model", "size", "format", "origin", "state"),
         [
-            (model.ref, size(model.bytes), model.format or "?", model.origin or "?", model.state)
+            (
+                model.ref,
+                size(model.bytes),
+                model.files.format if model.files else "?",
+                model.files.origin if model.files else "?",
+                f"{model.state}: {model.detail}" if model.detail else model.state,
+            )
             for model in stored
         ],
     )
@@ -162,8 +176,10 @@ def remove(ref: Ref, force: Force = False) -> None:
     from localrun.ref import parse
     from localrun.store.library import Library
 
-    freed = Library(settings()).remove(parse(ref), force=force)
-    note(f"removed {ref}: {size(freed)} freed")
+    removed = Library(settings()).remove(parse(ref), force=force)
+    note(f"removed {removed.ref}: {size(removed.freed_bytes)} freed")
+    if removed.kept_for:
+        note(f"its files stay for {', '.join(removed.kept_for)}")
 
 
 def import_model(

@@ -1,0 +1,152 @@
+"""Knows no model: ``localrun doctor``, what is installed, what is missing, how to mend it.
+
+Each check gathers facts through another room and gives a verdict; a verdict that is not ``ok``
+names the exact command or place that mends it.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Literal
+
+from localrun.cli.options import Json
+from localrun.cli.output import emit_json, note, say, size
+
+if TYPE_CHECKING:
+    from localrun.backends.report import BackendReport
+    from localrun.config import Settings
+    from localrun.hardware.machine import Machine
+
+State = Literal["ok", "note", "missing", "broken"]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One finding. ``fix`` is what to type or change, empty where nothing is wrong."""
+
+    name: str
+    state: State
+    detail: str
+    fix: str = ""
+
+
+def doctor(json: Json = False) -> None:
+    """Check the installation and print the command that mends what is wrong."""
+    from localrun.config import settings
+    from localrun.hardware.probe import probe
+
+    here = settings()
+    checks = list(_checks(here, probe([here.data, here.hub_cache])))
+    if json:
+        emit_json({"ok": all(_fine(check) for check in checks), "checks": [*map(asdict, checks)]})
+        return
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        say(f"{check.state:<8}{check.name.ljust(width)}  {check.detail}")
+        if check.fix:
+            say(f"{'':8}{'':{width}}  fix: {check.fix}")
+    wrong = sum(not _fine(check) for check in checks)
+    note(f"{wrong} to mend" if wrong else "nothing to mend")
+
+
+def _fine(check: Check) -> bool:
+    return check.state in ("ok", "note")
+
+
+def _checks(here: Settings, machine: Machine) -> Iterator[Check]:
+    from localrun.backends.registry import backend, names
+
+    yield Check("python", "ok", f"{platform.python_version()} at {sys.executable}")
+    for name in names():
+        yield from backend_checks(backend(name).probe(), machine)
+    yield _pip()
+    yield _configuration(here)
+    yield from _store(here)
+    yield from _hub(here)
+    for disk in machine.disks:
+        yield Check("disk", "ok", f"{size(disk.free)} free under {disk.path}")
+
+
+def backend_checks(report: BackendReport, machine: Machine) -> Iterator[Check]:
+    """What one backend's library and this machine's devices say of each other."""
+    if not report.installed:
+        yield Check(report.name, "missing", report.problem or "not installed", report.install)
+        yield from _compilers()
+        return
+    if report.problem is not None:
+        yield Check(report.name, "broken", report.problem, report.install)
+        return
+    devices = ", ".join(device.description or device.name for device in report.devices)
+    yield Check(report.name, "ok", f"version {report.version}, runs on {devices or 'nothing'}")
+    if machine.gpus and not report.has_gpu:
+        gpu = machine.gpus[0]
+        yield Check(
+            f"{report.name} on the GPU",
+            "missing",
+            f"{gpu.name} is here, but the library was built for the CPU",
+            report.install_for(gpu.kind),
+        )
+    if report.openmp:
+        yield Check(
+            f"{report.name} threads",
+            "note",
+            "built with OpenMP: much slower while another program keeps a core busy",
+            report.install_for("cpu"),
+        )
+
+
+def _compilers() -> Iterator[Check]:
+    for tools, package in (
+        (("cc", "gcc", "clang"), "C compiler"),
+        (("c++", "g++"), "C++ compiler"),
+    ):
+        found = next((path for tool in tools if (path := shutil.which(tool))), None)
+        if found is None:
+            yield Check(package, "missing", "llama.cpp is built from source", _compiler_command())
+        else:
+            yield Check(package, "ok", found)
+
+
+def _compiler_command() -> str:
+    return "xcode-select --install" if sys.platform == "darwin" else "apt install g++ (or its like)"
+
+
+def _pip() -> Check:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return Check("pip", "ok", f"{version('pip')}, fetches models that come as wheels")
+    except PackageNotFoundError:
+        return Check(
+            "pip", "missing", "models that come as wheels cannot be pulled",
+            f"{sys.executable} -m ensurepip",
+        )  # fmt: skip
+
+
+def _configuration(here: Settings) -> Check:
+    # An unreadable or misspelt file has ended the program before this line (cli.app.execute).
+    exists = here.config_file.exists()
+    return Check("config", "ok", f"{here.config_file}" + ("" if exists else " (none, defaults)"))
+
+
+def _store(here: Settings) -> Iterator[Check]:
+    from localrun.store.library import Library
+
+    stored = Library(here).list()
+    yield Check("models", "ok", f"{len(stored)} on this disk, ours under {here.data}")
+    for model in stored:
+        if model.state != "ok":
+            yield Check(
+                "model", "broken", f"{model.ref}: {model.state} {model.detail}".rstrip(),
+                f"localrun pull {model.ref}, or localrun rm {model.ref}",
+            )  # fmt: skip
+
+
+def _hub(here: Settings) -> Iterator[Check]:
+    token = "with a token" if here.hub_token else "without a token"
+    offline = ", offline (HF_HUB_OFFLINE)" if here.offline else ""
+    yield Check("hub", "ok", f"{here.hub_endpoint} {token}{offline}, cache {here.hub_cache}")

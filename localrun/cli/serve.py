@@ -1,0 +1,184 @@
+"""Knows no route: ``localrun serve``, ``ps`` and ``stop``."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from localrun.cli.options import Backend, Ctx, Json, KvType, Ram, Threads, Vram
+from localrun.cli.output import emit_json, note, say, table
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Sequence
+
+    from localrun.chat.messages import ChatModel
+    from localrun.cli.loading import Prepared
+    from localrun.config import Settings
+    from localrun.plan.plan import PlanRequest
+    from localrun.server.app import ModelCard
+    from localrun.server.guards import ServerOptions
+    from localrun.server.provider import LoadingProvider
+
+Refs = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[REF]...", help="Models to load now; others load when asked for."),
+]
+Host = Annotated[str, typer.Option("--host", help="Another one than loopback needs --api-key.")]
+Port = Annotated[str, typer.Option("--port", help="A number, or auto for any free port.")]
+ApiKey = Annotated[
+    str | None, typer.Option("--api-key", help="Clients must send it; better in LOCALRUN_API_KEY.")
+]
+CorsOrigin = Annotated[
+    list[str] | None,
+    typer.Option("--cors-origin", help="Let pages of exactly this origin call the port."),
+]
+AllowedHost = Annotated[
+    list[str] | None,
+    typer.Option("--allowed-host", help="A name this machine is called by on the network."),
+]
+ServerName = Annotated[
+    str | None, typer.Argument(metavar="[PORT|PID]", help="Which one, where several run.")
+]
+All = Annotated[bool, typer.Option("--all", help="Every running server.")]
+
+
+def serve(
+    refs: Refs = None,
+    host: Host = "127.0.0.1",
+    port: Port = "7411",
+    api_key: ApiKey = None,
+    cors_origin: CorsOrigin = None,
+    allowed_host: AllowedHost = None,
+    ctx: Ctx = None,
+    kv_type: KvType = "f16",
+    threads: Threads = None,
+    ram: Ram = None,
+    vram: Vram = None,
+    backend: Backend = None,
+) -> int:
+    """Serve models on a local port that OpenAI clients can use."""
+    from localrun.cli.loading import prepare
+    from localrun.config import settings
+    from localrun.plan.plan import PlanRequest
+    from localrun.server.guards import ServerOptions
+    from localrun.server.serving import listen, parse_port
+
+    here = settings()
+    request = PlanRequest(
+        n_ctx=ctx, kv_type=kv_type, threads=threads, backend=backend, ram_bytes=ram, vram_bytes=vram
+    )
+    # Opened first: a port in use is said before any weight is loaded.
+    listener = listen(host, parse_port(port), api_key=api_key)
+    options = ServerOptions(
+        api_key=api_key,
+        origins=tuple(cors_origin or ()),
+        hosts=tuple(allowed_host or ()),
+    )
+    with listener:
+        prepared = {ref: prepare(ref, request, here) for ref in refs or ()}
+        return asyncio.run(_serve(listener, options, prepared, request, here))
+
+
+async def _serve(
+    listener: socket.socket,
+    options: ServerOptions,
+    prepared: dict[str, Prepared],
+    request: PlanRequest,
+    here: Settings,
+) -> int:
+    from localrun.server.app import create_app
+    from localrun.server.running import register
+    from localrun.server.serving import serve as run_server
+
+    host, port = listener.getsockname()[:2]
+    provider = _provider(prepared, request, here)
+    app = create_app(provider, options)
+    try:
+        for ref in prepared:
+            await provider.get(ref)
+        with register(here, host=host, port=port, models=tuple(prepared)) as server:
+            say(f"{server.url}/v1")
+            note("Ctrl-C stops it")
+            return await run_server(app, listener)
+    finally:
+        await provider.close()
+
+
+def _provider(
+    prepared: dict[str, Prepared], request: PlanRequest, here: Settings
+) -> LoadingProvider:
+    """Models by their canonical reference: those of the command line, and any on this disk."""
+    from localrun.cli.loading import find, open_chat, prepare
+    from localrun.ref import parse
+    from localrun.server.app import ModelCard
+    from localrun.server.provider import LoadingProvider
+    from localrun.store.library import Library
+
+    async def open_model(name: str) -> ChatModel:
+        if name in prepared:
+            return await open_chat(prepared[name])
+        return await open_chat(await asyncio.to_thread(prepare, name, request, here))
+
+    def canonical(name: str) -> str:
+        if name in prepared:
+            return name
+        ref = parse(name)
+        find(name, here, offer=False)
+        return str(ref)
+
+    def cards() -> Sequence[ModelCard]:
+        names = [*prepared, *(model.ref for model in Library(here).list() if model.state == "ok")]
+        return [ModelCard(name, created) for name in dict.fromkeys(names)]
+
+    created = _now()
+    return LoadingProvider(open_model, cards=cards, canonical=canonical)
+
+
+def _now() -> int:
+    import time
+
+    return int(time.time())
+
+
+def ps(json: Json = False) -> None:
+    """List the servers of this user that run."""
+    from localrun.config import settings
+    from localrun.server.running import running
+
+    servers = running(settings())
+    if json:
+        emit_json({"servers": [{**asdict(server), "url": server.url} for server in servers]})
+        return
+    table(
+        ("pid", "url", "models"),
+        [(str(server.pid), server.url, ", ".join(server.models) or "-") for server in servers],
+    )
+    if not servers:
+        note("no server runs; `localrun serve` starts one")
+
+
+def stop(which: ServerName = None, all: All = False) -> None:
+    """Stop a running server."""
+    from localrun.config import settings
+    from localrun.errors import ServerError, UsageError
+    from localrun.server.running import running
+    from localrun.server.running import stop as stop_server
+
+    servers = running(settings())
+    if which is not None:
+        servers = tuple(
+            server for server in servers if which in {str(server.port), str(server.pid)}
+        )
+    if not servers:
+        raise ServerError("no such server runs", hint="`localrun ps` lists them")
+    if len(servers) > 1 and not all:
+        raise UsageError(
+            "several servers run", hint="name one by port or pid (`localrun ps`), or give --all"
+        )
+    for server in servers:
+        stop_server(server)
+        note(f"stopped {server.url} (pid {server.pid})")
