@@ -26,6 +26,7 @@ class Settings:
 
     data: models and manifests, conversations. state: running servers, logs.
     cache: what may be deleted at any time. hub_cache: the shared Hugging Face cache.
+    ollama_models, lmstudio_models: where those programs keep theirs, existing or not.
     """
 
     data: Path
@@ -37,6 +38,8 @@ class Settings:
     hub_token: str | None
     offline: bool
     no_color: bool
+    ollama_models: Path = Path()
+    lmstudio_models: tuple[Path, ...] = ()
 
 
 def settings(env: Mapping[str, str] | None = None) -> Settings:
@@ -70,6 +73,11 @@ def settings(env: Mapping[str, str] | None = None) -> Settings:
         hub_token=_hub_token(env, hf_home),
         offline=_truthy(env.get("HF_HUB_OFFLINE", "")),
         no_color=bool(env.get("NO_COLOR")),
+        ollama_models=Path(env.get("OLLAMA_MODELS") or "~/.ollama/models").expanduser().absolute(),
+        lmstudio_models=tuple(
+            Path(place).expanduser().absolute()
+            for place in ("~/.lmstudio/models", "~/.cache/lm-studio/models")
+        ),
     )
 
 

@@ -42,9 +42,15 @@ def entry(name: str) -> Entry | None:
 
 def nearest(name: str, n: int = 3, installed: Iterable[str] = ()) -> tuple[str, ...]:
     """The ``n`` names most like ``name``, of the catalogue and of what is installed."""
-    known = {known.lower(): known for known in (*entries(), *installed)}
-    found = difflib.get_close_matches(name.lower(), known, n=n, cutoff=0.3)
-    return tuple(known[match] for match in found)
+    return closest(name, (*entries(), *installed), n)
+
+
+def closest(name: str, names: Iterable[str], n: int = 3) -> tuple[str, ...]:
+    """The ``n`` of ``names`` most like ``name``."""
+    known = {known.lower(): known for known in names}
+    return tuple(
+        known[match] for match in difflib.get_close_matches(name.lower(), known, n=n, cutoff=0.3)
+    )
 
 
 def _entry(name: str, fields: Mapping[str, str | int]) -> Entry:
@@ -66,6 +72,12 @@ def _entry(name: str, fields: Mapping[str, str | int]) -> Entry:
         about=str(fields["about"]),
         pin=pin,
     )
+
+
+def canonical(ref: CatalogueRef) -> CatalogueRef:
+    """Without the quantization where it is the entry's own: ``smollm2`` for ``smollm2:Q4_1``."""
+    found = entry(ref.name)
+    return CatalogueRef(ref.name) if found is not None and ref.tag == found.quant else ref
 
 
 def resolve(ref: CatalogueRef, quant: str | None = None) -> tuple[Entry, HubRef | PipRef]:

