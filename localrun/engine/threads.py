@@ -1,0 +1,153 @@
+"""Knows no clock and no core: chooses the number of threads of a step from how long steps took.
+
+Fewer threads are faster where another program keeps a core busy: the step waits at every barrier
+for the thread that shares it. Measured on 2 cores, one of them busy: 2 threads fall to a third of
+their quiet speed, 1 thread keeps half of it. Nothing tells when the neighbour comes or goes, so
+counts are tried: for one step, and for three where the first was not clearly slower.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from statistics import median
+from typing import Final, Literal
+
+Direction = Literal[-1, 1]
+
+_WINDOW: Final = 5
+_TRIAL_STEPS: Final = 3
+# A median this much above the best one of the same count: somebody else has come.
+_JUMP: Final = 1.5
+_CLEARLY_SLOWER: Final = 1.15
+_FASTER: Final = 0.92
+# Fewer threads at a speed gained by more than memory bandwidth explains: cores are contended.
+_CONTENDED: Final = 1.25
+# Steps before a count is tried (again). A trial of one step fewer threads costs less than one
+# step: over 128 quiet steps two trials are made, about 1 %.
+_FIRST_WAIT: Final = 16
+_GROWTH: Final[dict[Direction, int]] = {-1: 4, 1: 2}
+_LONGEST_WAIT: Final[dict[Direction, int]] = {-1: 4096, 1: 256}
+_AFTER_REJECTION: Final = 8
+_LASTING: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadRange:
+    """Where the engine starts, and how far its measurements may raise the count."""
+
+    start: int
+    maximum: int
+
+
+class ThreadTuner:
+    """Moves along a ladder of counts, one rung at a time, towards shorter decode steps.
+
+    The count in use is compared with its neighbours only. A trial that fails makes the next one in
+    its direction wait longer; a jump of the step time tries a lower count at once.
+    """
+
+    def __init__(self, threads: ThreadRange) -> None:
+        self._ladder = _ladder(threads)
+        self._at = self._ladder.index(min(threads.start, threads.maximum))
+        self._window: deque[float] = deque(maxlen=_WINDOW)
+        self._best: float | None = None
+        self._trial: Direction | None = None
+        self._trial_times: list[float] = []
+        self._wait: dict[Direction, int] = {-1: _FIRST_WAIT, 1: _FIRST_WAIT}
+        self._due: dict[Direction, int] = dict(self._wait)
+        self._steps_here = 0
+        self._since_rejection = _AFTER_REJECTION
+        self._contended = False
+
+    @property
+    def decode_threads(self) -> int:
+        """The count of the next decode step."""
+        return self._ladder[self._at + (self._trial or 0)]
+
+    @property
+    def prefill_threads(self) -> int:
+        """All of them, which a prefill can use even where decode cannot, unless cores are
+        contended."""
+        return self._ladder[self._at] if self._contended else self._ladder[-1]
+
+    def observe(self, threads: int, seconds: float) -> int:
+        """Take note of one decode step; returns the count of the next one."""
+        if threads == self.decode_threads:
+            if self._trial is None:
+                self._watch(seconds)
+            else:
+                self._judge(self._trial, seconds)
+        return self.decode_threads
+
+    def _watch(self, seconds: float) -> None:
+        self._window.append(seconds)
+        self._steps_here += 1
+        self._since_rejection += 1
+        self._due[-1] -= 1
+        self._due[1] -= 1
+        if len(self._window) < _WINDOW:
+            return
+        now = median(self._window)
+        self._best = now if self._best is None else min(self._best, now)
+        if now > _JUMP * self._best and self._since_rejection > _AFTER_REJECTION:
+            self._due[-1] = 0
+            # If fewer threads do not help, this is how long a step takes now: contexts grow.
+            self._best = now
+        directions: tuple[Direction, ...] = (-1, 1)
+        for direction in directions:
+            if self._due[direction] <= 0 and 0 <= self._at + direction < len(self._ladder):
+                self._trial = direction
+                self._trial_times.clear()
+                return
+
+    def _judge(self, direction: Direction, seconds: float) -> None:
+        self._trial_times.append(seconds)
+        usual = median(self._window)
+        if len(self._trial_times) == 1 and seconds > _CLEARLY_SLOWER * usual:
+            self._reject(direction)
+        elif len(self._trial_times) == _TRIAL_STEPS:
+            tried = median(self._trial_times)
+            if tried < _FASTER * usual:
+                self._move(direction, usual / tried)
+            else:
+                self._reject(direction)
+
+    def _reject(self, direction: Direction) -> None:
+        self._trial = None
+        self._since_rejection = 0
+        self._postpone(direction)
+
+    def _postpone(self, direction: Direction) -> None:
+        longer = self._wait[direction] * _GROWTH[direction]
+        self._wait[direction] = self._due[direction] = min(longer, _LONGEST_WAIT[direction])
+
+    def _move(self, direction: Direction, gain: float) -> None:
+        back: Direction = 1 if direction == -1 else -1
+        self._at += direction
+        self._trial = None
+        self._window = deque(self._trial_times, maxlen=_WINDOW)
+        self._best = None
+        self._wait[direction] = _FIRST_WAIT
+        # What helped once is tried again as soon as the window is full.
+        self._due[direction] = 0
+        if self._steps_here < _LASTING:
+            # The last move did not last: trying it again soon would only swing to and fro.
+            self._postpone(back)
+        else:
+            self._wait[back] = self._due[back] = _FIRST_WAIT
+        self._steps_here = 0
+        if direction == -1:
+            self._contended = self._contended or gain >= _CONTENDED
+        elif self._at == len(self._ladder) - 1:
+            self._contended = False
+
+
+def _ladder(threads: ThreadRange) -> list[int]:
+    """Counts in steps of a quarter, from 1 to the maximum, with the start among them."""
+    counts = {min(threads.start, threads.maximum)}
+    count = threads.maximum
+    while count >= 1:
+        counts.add(count)
+        count = count * 3 // 4
+    return sorted(counts)
