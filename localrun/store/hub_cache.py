@@ -1,0 +1,345 @@
+"""Knows no network: what the shared Hugging Face cache holds, whoever fetched it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+from localrun.config import Settings
+from localrun.errors import ModelNotFoundError, RefError, VerificationError
+from localrun.ref import HubRef, check_part
+from localrun.store.disk import disk_errors
+from localrun.store.files import DigestKind, ModelFile, ModelFiles, Role
+from localrun.store.hub_layout import COMMIT, DEFAULT_REVISION, HubRepo, blob_digest, inside
+from localrun.store.layout import name_problem
+from localrun.store.quants import (
+    INDEX_SUFFIX,
+    SAFETENSORS_TAG,
+    Grouped,
+    Variant,
+    choose,
+    choose_projector,
+    containing,
+    group,
+)
+
+INDEX_MAX_BYTES = 64 << 20
+_CHUNK = 1 << 20
+_TOKENIZERS = frozenset(
+    ("vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", "tekken.json")
+)
+
+
+class Hash(Protocol):
+    """The part of hashlib's objects that is needed here."""
+
+    def update(self, data: bytes | memoryview, /) -> None: ...
+
+    def hexdigest(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Snapshot:
+    """One commit on disk: file names with the blobs they lead to.
+
+    A blob may itself lead into huggingface_hub's store shared by repositories, whose names are
+    other digests: links are followed once.
+    """
+
+    commit: str
+    paths: Mapping[str, Path]
+
+    @property
+    def grouped(self) -> Grouped:
+        return group((name, path.stat().st_size) for name, path in self.paths.items())
+
+
+def find(ref: HubRef, settings: Settings, revision: str | None = None) -> ModelFiles | None:
+    """The model as the cache holds it, complete, or None.
+
+    Without ``revision`` the commit that ``main`` last stood for is looked at first, then the
+    others, newest first. Sizes are what the disk says; ``verify`` checks content.
+    """
+    repo = HubRepo.of(ref, settings)
+    for snapshot in _snapshots(repo, revision):
+        with suppress(ModelNotFoundError, OSError):
+            grouped = snapshot.grouped
+            variant = select(ref, grouped)
+            if _whole(snapshot, variant):
+                return _files(repo, snapshot, grouped, variant, canonical(ref, grouped, variant))
+    return None
+
+
+def scan(settings: Settings) -> Sequence[ModelFiles]:
+    """Every complete model in the cache, one entry per quantization and commit, by name."""
+    found: list[ModelFiles] = []
+    for org, name in sorted(_repositories(settings.hub_cache)):
+        repo = HubRepo(settings.hub_cache, org, name)
+        for snapshot in _snapshots(repo, None):
+            with suppress(OSError):
+                grouped = snapshot.grouped
+                for variant in grouped.variants:
+                    ref = canonical(HubRef(org, name), grouped, variant)
+                    if _whole(snapshot, variant):
+                        found.append(_files(repo, snapshot, grouped, variant, ref))
+    return found
+
+
+def remove(files: ModelFiles, settings: Settings) -> int:
+    """Remove a model of ``find`` or ``scan``: what no other model and no other commit uses.
+
+    Links go before the blobs they lead to, so a crash in between wastes space and breaks nothing.
+
+    Returns:
+        Bytes freed.
+    """
+    if not isinstance(files.ref, HubRef) or files.revision is None:
+        raise ModelNotFoundError(f"{files.ref} is not in the hub cache")
+    repo = HubRepo.of(files.ref, settings)
+    gone = {file.name for file in files.weights}
+    snapshot = _read(repo, files.revision)
+    left = group((n, p.stat().st_size) for n, p in snapshot.paths.items() if n not in gone)
+    if not left.variants:
+        gone = set(snapshot.paths)
+    candidates = {path for name, path in snapshot.paths.items() if name in gone}
+    for name in gone & set(snapshot.paths):
+        pointer = repo.pointer(files.revision, name)
+        with disk_errors(pointer), suppress(FileNotFoundError):
+            pointer.unlink()
+        _prune(pointer.parent, repo.snapshots)
+    used = {path for other in _snapshots(repo, None) for path in other.paths.values()}
+    freed = 0
+    for path in candidates - used:
+        if path.parent == repo.blobs:
+            with disk_errors(path), suppress(FileNotFoundError):
+                size = path.stat().st_size
+                path.unlink()
+                freed += size
+    _forget_empty(repo)
+    return freed
+
+
+def verify(file: ModelFile) -> None:
+    """Read a file on disk and compare it with its digest.
+
+    Raises:
+        VerificationError: it differs, or nothing says what it should be.
+        LocalrunError: it cannot be read.
+    """
+    if file.path is None or file.digest is None:
+        raise VerificationError(f"{file.name}: no published digest to compare with")
+    hashing = hasher(file.digest.kind, file.bytes)
+    with disk_errors(file.path), file.path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            hashing.update(chunk)
+    if hashing.hexdigest() != file.digest.value:
+        raise VerificationError(
+            f"{file.path} differs from its published digest {file.digest.value}",
+            hint="remove the model and pull it again",
+        )
+
+
+def hasher(kind: DigestKind, size: int) -> Hash:
+    """A running digest over ``size`` bytes that are still to come."""
+    if kind == "sha256":
+        return hashlib.sha256()
+    hashing = hashlib.sha1(usedforsecurity=False)
+    hashing.update(b"blob %d\0" % size)
+    return hashing
+
+
+def role_of(name: str) -> Role | None:
+    """What a repository's file is for, beside its weights; None for what nobody needs.
+
+    Only the repository's top directory counts: settings in deeper ones belong to something else.
+    """
+    lower = name.lower()
+    if "/" in lower:
+        return "index" if lower.endswith(INDEX_SUFFIX) else None
+    if lower.endswith(INDEX_SUFFIX):
+        return "index"
+    if lower in ("config.json", "generation_config.json", "preprocessor_config.json"):
+        return "config"
+    if lower.startswith("chat_template"):
+        return "tokenizer"
+    if lower.startswith("tokenizer") and lower.endswith((".json", ".model")):
+        return "tokenizer"
+    return "tokenizer" if lower in _TOKENIZERS else None
+
+
+def companions(names: Sequence[str], variant: Variant) -> tuple[tuple[str, Role], ...]:
+    """The small files to keep beside a variant's weights. A GGUF carries its own tokenizer."""
+    kept: list[tuple[str, Role]] = []
+    home = PurePosixPath(variant.files[0]).parent
+    for name in sorted(names):
+        role = role_of(name)
+        if role is None or (role == "index" and PurePosixPath(name).parent != home):
+            continue
+        inside_gguf = role in ("index", "tokenizer") and not name.lower().startswith(
+            "chat_template"
+        )
+        if not (variant.format == "gguf" and inside_gguf):
+            kept.append((name, role))
+    return tuple(kept)
+
+
+def select(ref: HubRef, grouped: Grouped) -> Variant:
+    """The variant a reference means.
+
+    Raises:
+        ModelNotFoundError: nothing fits, listing what exists.
+    """
+    if ref.file is None:
+        if not grouped.variants and grouped.broken:
+            raise ModelNotFoundError(f"{ref.repo_id} lacks shards: {', '.join(grouped.broken[:3])}")
+        return choose(grouped.variants, ref.tag)
+    variant = containing((*grouped.variants, *grouped.projectors), ref.file)
+    if variant is None:
+        names = ", ".join(variant.files[0] for variant in grouped.variants[:12])
+        raise ModelNotFoundError(
+            f"{ref.repo_id} holds no complete model file {ref.file!r}; it holds {names or 'none'}"
+        )
+    return variant
+
+
+def canonical(ref: HubRef, grouped: Grouped, variant: Variant) -> HubRef:
+    """The reference that names this variant and no other of its repository."""
+    plain = HubRef(ref.org, ref.repo)
+    if variant.format == "safetensors":
+        alone = all(other.format == "safetensors" for other in grouped.variants)
+        return plain if alone else HubRef(ref.org, ref.repo, tag=SAFETENSORS_TAG)
+    same = [other for other in grouped.variants if other.tag == variant.tag]
+    if variant.tag and len(same) == 1 and variant in same:
+        return HubRef(ref.org, ref.repo, tag=variant.tag)
+    if not variant.tag and len(grouped.variants) == 1 and variant in same:
+        return plain
+    with suppress(RefError):
+        for part in variant.files[0].split("/"):
+            check_part(part, "file name")
+        return HubRef(ref.org, ref.repo, file=variant.files[0])
+    return ref
+
+
+def _repositories(root: Path) -> Iterator[tuple[str, str]]:
+    try:
+        names = os.listdir(root)
+    except OSError:
+        return
+    for name in names:
+        kind, *parts = name.split("--")
+        if kind == "models" and len(parts) == 2:
+            with suppress(RefError):
+                yield check_part(parts[0], "organisation"), check_part(parts[1], "repository")
+
+
+def _snapshots(repo: HubRepo, revision: str | None) -> Iterator[_Snapshot]:
+    first = repo.commit_of(revision or DEFAULT_REVISION)
+    commits = [first] if first is not None else []
+    if revision is None:
+        with suppress(OSError):
+            entries = [entry for entry in os.scandir(repo.snapshots) if COMMIT.match(entry.name)]
+            entries.sort(key=lambda entry: (-entry.stat().st_mtime, entry.name))
+            commits += [entry.name for entry in entries if entry.name != first]
+    for commit in commits:
+        snapshot = _read(repo, commit)
+        if snapshot.paths:
+            yield snapshot
+
+
+def _read(repo: HubRepo, commit: str) -> _Snapshot:
+    """What can be seen of a commit; links that lead nowhere or out of the cache cannot."""
+    top = repo.snapshot(commit)
+    paths: dict[str, Path] = {}
+    if not inside(repo.root, top):
+        return _Snapshot(commit, paths)
+    for directory, _, names in os.walk(top):
+        for base in names:
+            path = Path(directory, base)
+            name = path.relative_to(top).as_posix()
+            if name_problem(name) is None and inside(repo.root, path) and path.is_file():
+                paths[name] = _blob(path)
+    return _Snapshot(commit, dict(sorted(paths.items())))
+
+
+def _blob(path: Path) -> Path:
+    if not path.is_symlink():
+        return path
+    return Path(os.path.normpath(path.parent / os.readlink(path)))
+
+
+def _whole(snapshot: _Snapshot, variant: Variant) -> bool:
+    """Numbered shards were counted by ``group``; an index must find its shards here too."""
+    if any(snapshot.paths[name].stat().st_size == 0 for name in variant.files):
+        return False
+    if variant.format == "gguf":
+        return True
+    home = PurePosixPath(variant.files[0]).parent
+    return all(
+        _indexed(path, home) <= {*variant.files}
+        for name, path in snapshot.paths.items()
+        if name.lower().endswith(INDEX_SUFFIX) and PurePosixPath(name).parent == home
+    )
+
+
+def _indexed(path: Path, home: PurePosixPath) -> set[str]:
+    """The shards an index names; one that is no shard's name where the index cannot be read."""
+    try:
+        with path.open("rb") as file:
+            weight_map = json.loads(file.read(INDEX_MAX_BYTES))["weight_map"]
+        return {str(home / name) for name in weight_map.values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {""}
+
+
+def _files(
+    repo: HubRepo, snapshot: _Snapshot, grouped: Grouped, variant: Variant, ref: HubRef
+) -> ModelFiles:
+    wanted: list[tuple[str, Role]] = [(name, "weights") for name in variant.files]
+    projector = choose_projector(grouped.projectors)
+    if projector is not None and projector != variant and variant.format == "gguf":
+        wanted += [(name, "projector") for name in projector.files]
+    wanted += companions(tuple(snapshot.paths), variant)
+    return ModelFiles(
+        ref=ref,
+        origin="hub",
+        format=variant.format,
+        files=tuple(
+            ModelFile(
+                name=name,
+                bytes=snapshot.paths[name].stat().st_size,
+                role=role,
+                path=repo.pointer(snapshot.commit, name),
+                digest=blob_digest(snapshot.paths[name].name),
+            )
+            for name, role in wanted
+        ),
+        revision=snapshot.commit,
+        quants=grouped.tags,
+    )
+
+
+def _prune(directory: Path, top: Path) -> None:
+    while directory != top and directory.is_relative_to(top):
+        try:
+            directory.rmdir()
+        except OSError:
+            return
+        directory = directory.parent
+
+
+def _forget_empty(repo: HubRepo) -> None:
+    """Refs whose commit is gone would make other tools call the repository corrupt."""
+    with suppress(OSError):
+        for path in sorted(repo.refs.rglob("*"), reverse=True):
+            commit = repo.commit_of(path.relative_to(repo.refs).as_posix())
+            if commit is not None and not repo.snapshot(commit).is_dir():
+                path.unlink()
+    for directory in (repo.snapshots, repo.refs, repo.blobs, repo.directory):
+        with suppress(OSError):
+            directory.rmdir()
