@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-_LINE = re.compile(r"(\S+)\s+(\S+)(?: state)? buffer size\s+=\s+(\d+\.\d+) MiB")
+_LINE = re.compile(r": +(\S+) +(.+?) buffer size += +(\d+\.\d+) MiB")
 _DEVICE = re.compile(r"[A-Za-z]+(\d*)")
 
 

@@ -249,7 +249,7 @@ class LlamaCppRunner:
         """Whether a sliding window before ``length`` is still whole."""
         if self._window == 0:
             return True
-        oldest = llama.llama_memory_seq_pos_min(self._memory, sequence)
+        oldest: int = llama.llama_memory_seq_pos_min(self._memory, sequence)
         return 0 <= oldest <= max(0, length - self._window)
 
 
