@@ -11,7 +11,7 @@ from typing import Any
 from localrun.formats.types import GGUF_TYPES, SAFETENSORS_TYPES
 
 U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)
-_CODES = "B b H h I i f ? s a Q q d".split()
+_CODES = "BbHhIif?saQqd"
 TYPE_IDS = {kind.name: number for number, kind in GGUF_TYPES.items()}
 
 

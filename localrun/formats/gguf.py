@@ -71,7 +71,12 @@ def _count(reader: Reader, field: str, most: int, smallest: int) -> int:
     count = reader.u64(field)
     if count > most:
         raise HeaderError(field, start, f"{count} is over the limit of {most}")
-    reader.require(count * smallest, field)
+    if count * smallest > reader.remaining:
+        raise HeaderError(
+            field,
+            start,
+            f"{count} entries take {count * smallest} bytes, {reader.remaining} remain",
+        )
     return count
 
 
@@ -182,7 +187,9 @@ def _tensors(reader: Reader, count: int, alignment: int, size: int) -> tuple[Ten
         begin = data + tensor.offset
         if begin + tensor.bytes > size:
             raise HeaderError(
-                field, at, f"its {tensor.bytes} bytes end at {begin + tensor.bytes} of {size}"
+                field,
+                at,
+                f"its {tensor.bytes} bytes end at {begin + tensor.bytes}, the file at {size}",
             )
         expected += _padded(tensor.bytes, alignment)
         placed.append(TensorInfo(tensor.name, tensor.type, tensor.shape, begin, tensor.bytes))
