@@ -1,0 +1,195 @@
+"""Knows neither sockets nor processes: what crosses the engine's process boundary, as bytes.
+
+A frame is a 4-byte big-endian length and that many bytes of UTF-8 JSON holding one object with a
+``type``. Nothing is pickled, and no class outside the tables here can be named by a frame.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any, BinaryIO
+
+from localrun import errors
+from localrun.engine.client import EngineInfo
+from localrun.engine.request import (
+    FinishReason,
+    GenerationRequest,
+    SamplingParams,
+    Timings,
+    TokenEvent,
+)
+from localrun.errors import EngineError, LocalrunError
+
+Frame = dict[str, Any]
+
+# A prompt of a million tokens takes 7 MB; the largest request body (32 MiB) fits as one text.
+MAX_FRAME_BYTES = 64 * 1024 * 1024
+PREFIX = struct.Struct("!I")
+
+# What an error carries beside message and hint.
+_ERROR_FIELDS = {
+    "ContextLengthError": ("prompt_tokens", "n_ctx"),
+    "ModelNotFoundError": ("nearest",),
+    "HeaderError": ("field", "offset", "problem", "file"),
+    "DiskFullError": ("place", "needed_bytes"),
+}
+
+
+_MISMATCH = "the engine's process is damaged or of another version: start localrun again"
+
+
+def pack(frame: Frame) -> bytes:
+    """Bytes of one frame.
+
+    Raises:
+        EngineError: it would exceed ``MAX_FRAME_BYTES``.
+    """
+    body = json.dumps(frame, ensure_ascii=True, separators=(",", ":")).encode()
+    if len(body) > MAX_FRAME_BYTES:
+        raise EngineError(
+            f"a message of {len(body)} bytes to or from the engine: the limit is {MAX_FRAME_BYTES}",
+            hint="send a shorter text",
+        )
+    return PREFIX.pack(len(body)) + body
+
+
+def body_size(prefix: bytes) -> int:
+    """How many bytes follow ``prefix``.
+
+    Raises:
+        EngineError: more than ``MAX_FRAME_BYTES``; nothing should be read or allocated for it.
+    """
+    size: int = PREFIX.unpack(prefix)[0]
+    if size > MAX_FRAME_BYTES:
+        raise EngineError(
+            f"a frame announces {size} bytes: the limit is {MAX_FRAME_BYTES}", hint=_MISMATCH
+        )
+    return size
+
+
+def unpack(body: bytes) -> Frame:
+    """The object in a frame's body.
+
+    Raises:
+        EngineError: not JSON, or not an object with a ``type``.
+    """
+    try:
+        frame = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise EngineError(
+            f"a frame of {len(body)} bytes is not JSON: {error}", hint=_MISMATCH
+        ) from error
+    if not isinstance(frame, dict) or not isinstance(frame.get("type"), str):
+        raise EngineError("a frame is not an object with a type", hint=_MISMATCH)
+    return frame
+
+
+def read_frame(stream: BinaryIO) -> Frame | None:
+    """The next frame, blocking; None at the end of the stream.
+
+    Raises:
+        EngineError: the frame is too large, cut short or malformed.
+    """
+    prefix = stream.read(PREFIX.size)
+    if not prefix:
+        return None
+    if len(prefix) < PREFIX.size:
+        raise EngineError("the stream ends inside a frame", hint=_MISMATCH)
+    size = body_size(prefix)
+    body = stream.read(size)
+    if len(body) < size:
+        raise EngineError("the stream ends inside a frame", hint=_MISMATCH)
+    return unpack(body)
+
+
+def request_fields(request: GenerationRequest) -> Frame:
+    # Not asdict: it would copy a prompt of a million tokens one by one.
+    return {
+        "id": request.id,
+        "prompt": request.prompt,
+        "sampling": asdict(request.sampling),
+        "max_tokens": request.max_tokens,
+        "stop": request.stop,
+    }
+
+
+def request_of(fields: Frame) -> GenerationRequest:
+    return GenerationRequest(
+        id=fields["id"],
+        prompt=tuple(fields["prompt"]),
+        sampling=SamplingParams(**fields["sampling"]),
+        max_tokens=fields["max_tokens"],
+        stop=tuple(fields["stop"]),
+    )
+
+
+def event_fields(event: TokenEvent) -> Frame:
+    """Only what differs from an empty event: most frames carry one token."""
+    fields: Frame = {"id": event.id}
+    if event.text:
+        fields["text"] = event.text
+    if event.tokens:
+        fields["tokens"] = event.tokens
+    if event.prefilled is not None:
+        fields["prefilled"] = event.prefilled
+    if event.finish is not None:
+        fields["finish"] = event.finish.value
+    if event.timings is not None:
+        fields["timings"] = asdict(event.timings)
+    if event.error is not None:
+        fields["error"] = event.error
+    return fields
+
+
+def event_of(fields: Frame) -> TokenEvent:
+    finish, timings = fields.get("finish"), fields.get("timings")
+    return TokenEvent(
+        id=fields["id"],
+        text=fields.get("text", ""),
+        tokens=tuple(fields.get("tokens", ())),
+        prefilled=fields.get("prefilled"),
+        finish=None if finish is None else FinishReason(finish),
+        timings=None if timings is None else Timings(**timings),
+        error=fields.get("error"),
+    )
+
+
+def info_fields(info: EngineInfo) -> Frame:
+    return asdict(info)
+
+
+def info_of(fields: Frame) -> EngineInfo:
+    return EngineInfo(**fields)
+
+
+def error_fields(error: LocalrunError) -> Frame:
+    """An error by the nearest class of the tree, with its message, hint and own fields."""
+    kind = next(cls for cls in type(error).__mro__ if cls.__name__ in _ERROR_CLASSES)
+    own = {name: getattr(error, name) for name in _ERROR_FIELDS.get(kind.__name__, ())}
+    return {"class": kind.__name__, "message": error.message, "hint": error.hint, "fields": own}
+
+
+def error_of(fields: Frame) -> LocalrunError:
+    """The error again. A class this program does not know becomes an EngineError."""
+    kind = _ERROR_CLASSES.get(str(fields.get("class")), EngineError)
+    # The classes build their messages from different arguments: the finished text is put back.
+    error = kind.__new__(kind)
+    LocalrunError.__init__(error, str(fields.get("message")), hint=str(fields.get("hint")))
+    own = fields.get("fields", {})
+    for name in _ERROR_FIELDS.get(kind.__name__, ()):
+        value = own.get(name)
+        setattr(error, name, tuple(value) if isinstance(value, list) else value)
+    return error
+
+
+def _tree(root: type[LocalrunError]) -> Iterable[type[LocalrunError]]:
+    yield root
+    for child in root.__subclasses__():
+        if child.__module__ == errors.__name__:
+            yield from _tree(child)
+
+
+_ERROR_CLASSES = {cls.__name__: cls for cls in _tree(LocalrunError)}

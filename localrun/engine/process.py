@@ -1,0 +1,203 @@
+"""Knows no model and no scheduling: an EngineClient whose engine lives in a child process.
+
+A native crash ends the requests under way with EngineCrashedError and nothing else: the next
+request starts a new child. Closing really frees the memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from localrun.engine.child import Child
+from localrun.engine.client import EngineInfo
+from localrun.engine.request import GenerationRequest, TokenEvent
+from localrun.engine.runner import RunnerStats
+from localrun.errors import EngineCrashedError, EngineError
+from localrun.plan.plan import Plan
+
+LOAD_TIMEOUT_S = 900.0
+# After so many crashes in a row a restart waits, twice as long each time.
+FREE_RESTARTS = 3
+LONGEST_PAUSE_S = 60.0
+
+
+class EngineProcess:
+    """An engine in a spawned child. Made by ``start``; belongs to one event loop."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        loader: str,
+        chat_template: str | None,
+        load_timeout_s: float = LOAD_TIMEOUT_S,
+        log: Path | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._plan = plan
+        self._loader = loader
+        self._chat_template = chat_template
+        self._load_timeout_s = load_timeout_s
+        self._log = log
+        self._clock = clock
+        self._child: Child | None = None
+        self._info: EngineInfo | None = None
+        self._starting = asyncio.Lock()
+        self._closed = False
+        self._crashes = 0
+        self._crashed_at = 0.0
+
+    @classmethod
+    async def start(
+        cls,
+        plan: Plan,
+        *,
+        loader: str,
+        chat_template: str | None,
+        load_timeout_s: float = LOAD_TIMEOUT_S,
+        log: Path | None = None,
+    ) -> EngineProcess:
+        """Spawn a child and load the plan's model in it.
+
+        loader: ``module:function`` that takes the Plan and returns a ModelRunner.
+        log: the child's standard output and error are appended here; None discards them.
+
+        Raises:
+            LocalrunError: what the loader raised, by its own class.
+            EngineCrashedError: the child ended while it loaded.
+            EngineError: it did not load in time.
+        """
+        engine = cls(
+            plan,
+            loader=loader,
+            chat_template=chat_template,
+            load_timeout_s=load_timeout_s,
+            log=log,
+        )
+        await engine._running()
+        return engine
+
+    @property
+    def info(self) -> EngineInfo:
+        assert self._info is not None, "made by start()"
+        return self._info
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id while one runs."""
+        return self._child.pid if self._child is not None and self._child.alive else None
+
+    async def tokenize(
+        self, text: str, *, add_special: bool = False, parse_special: bool = True
+    ) -> list[int]:
+        """Token ids of ``text``.
+
+        Raises:
+            EngineCrashedError: the engine's process ended.
+        """
+        tokens: list[int] = await self._ask(
+            "tokenize", text=text, add_special=add_special, parse_special=parse_special
+        )
+        return tokens
+
+    async def stats(self) -> RunnerStats:
+        """Counters and memory of the runner.
+
+        Raises:
+            EngineCrashedError: the engine's process ended.
+        """
+        return RunnerStats(**await self._ask("stats"))
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent]:
+        """Stream one generation. Closing the iterator early cancels it within one step.
+
+        Events that arrive while the consumer is busy come as one.
+
+        Raises:
+            ContextLengthError: the prompt does not fit.
+            EngineCrashedError: the engine's process ended; the next call starts it again.
+        """
+        child = await self._running()
+        call, mailbox = child.submit(request)
+        try:
+            while True:
+                event = await mailbox.take()
+                if event.finish is not None:
+                    self._crashes = 0
+                yield event
+                if event.finish is not None:
+                    return
+        except EngineCrashedError:
+            self._note_crash(child)
+            raise
+        finally:
+            child.forget(call)
+
+    async def close(self) -> None:
+        """End the child and whatever it was doing. May be called again."""
+        self._closed = True
+        async with self._starting:
+            child, self._child = self._child, None
+            if child is not None:
+                await child.close()
+
+    async def _ask(self, kind: str, **fields: Any) -> Any:
+        child = await self._running()
+        try:
+            return await child.ask(kind, **fields)
+        except EngineCrashedError:
+            self._note_crash(child)
+            raise
+
+    async def _running(self) -> Child:
+        async with self._starting:
+            if self._closed:
+                raise EngineError("the engine was closed")
+            if self._child is not None:
+                if self._child.alive:
+                    return self._child
+                # It may have died idle, with no request to notice.
+                self._note_crash(self._child)
+            self._wait_is_over()
+            self._child = await self._spawn()
+            return self._child
+
+    async def _spawn(self) -> Child:
+        child = await Child.spawn(self._log)
+        try:
+            info = await child.load(self._plan.to_json(), self._loader, self._load_timeout_s)
+        except EngineCrashedError:
+            self._count_crash()
+            await child.kill()
+            raise
+        except BaseException:
+            await child.kill()
+            raise
+        self._info = replace(info, chat_template=self._chat_template)
+        return child
+
+    def _note_crash(self, child: Child) -> None:
+        """Count a child's end once, whoever noticed it first."""
+        if child is self._child:
+            self._child = None
+            self._count_crash()
+
+    def _count_crash(self) -> None:
+        self._crashes += 1
+        self._crashed_at = self._clock()
+
+    def _wait_is_over(self) -> None:
+        if self._crashes < FREE_RESTARTS:
+            return
+        pause = min(LONGEST_PAUSE_S, 2.0 ** (self._crashes - FREE_RESTARTS))
+        left = self._crashed_at + pause - self._clock()
+        if left > 0:
+            raise EngineCrashedError(
+                f"the engine's process ended {self._crashes} times in a row",
+                hint=f"it may be started again in {left:.0f} s; `localrun doctor` looks for causes",
+            )
