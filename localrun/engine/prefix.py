@@ -19,16 +19,15 @@ class Timeline:
 
 
 class PrefixCache:
-    """Keeps ended timelines for the next prompt that begins alike, ``capacity`` at most.
+    """Keeps the timeline that ended last for the next prompt that begins alike.
 
     A runner may keep fewer tokens than it is asked to (``ModelRunner.truncate``); what a taken
     timeline's ``tokens`` say is what the runner holds.
     """
 
-    def __init__(self, runner: ModelRunner, capacity: int = 1) -> None:
+    def __init__(self, runner: ModelRunner) -> None:
         self._runner = runner
-        self._capacity = capacity
-        self._parked: list[Timeline] = []  # the one used last comes last
+        self._parked: Timeline | None = None
 
     def take(self, prompt: Sequence[int]) -> Timeline:
         """A timeline that holds a prefix of ``prompt``, at least one token short of all of it:
@@ -37,36 +36,30 @@ class PrefixCache:
         Raises:
             EngineError: the runner has no sequence left or failed.
         """
-        room = len(self._parked) < self._capacity
-        best = max(self._parked, key=lambda parked: common(parked.tokens, prompt), default=None)
-        if best is None or (room and common(best.tokens, prompt) == 0):
+        timeline, self._parked = self._parked, None
+        if timeline is None:
             return Timeline(self._runner.new_sequence())
-        self._parked.remove(best)
-        length = min(common(best.tokens, prompt), len(prompt) - 1)
-        if length < len(best.tokens):
+        length = min(common(timeline.tokens, prompt), len(prompt) - 1)
+        if length < len(timeline.tokens):
             try:
-                kept = self._runner.truncate(best.id, length)
+                kept = self._runner.truncate(timeline.id, length)
             except EngineError:
-                self.drop(best)
+                self.drop(timeline)
                 raise
-            del best.tokens[kept:]
-        return best
+            del timeline.tokens[kept:]
+        return timeline
 
     def park(self, timeline: Timeline) -> None:
-        """Keep a timeline that is whole; the oldest gives way."""
-        self._parked.append(timeline)
-        while len(self._parked) > self._capacity:
-            self.drop(self._parked.pop(0))
+        """Keep a timeline that is whole; the one before it gives way."""
+        if self._parked is not None:
+            self.drop(self._parked)
+        self._parked = timeline
 
     def drop(self, timeline: Timeline) -> None:
         """Give back a timeline, also one whose state is in doubt."""
         # A runner that cannot free it either has nothing better to be told.
         with suppress(EngineError):
             self._runner.free(timeline.id)
-
-    def clear(self) -> None:
-        while self._parked:
-            self.drop(self._parked.pop())
 
 
 def common(held: Sequence[int], prompt: Sequence[int]) -> int:
