@@ -24,7 +24,7 @@ types: .venv/.installed-dev
 	rm -rf .types && mkdir -p .types/localrun
 	ln -s $(CURDIR)/localrun/* $(CURDIR)/backends $(CURDIR)/tui .types/localrun/
 	MYPYPATH=.types $(BIN)/mypy -p localrun
-	MYPYPATH=.types:. $(BIN)/mypy bench
+	MYPYPATH=.types:. $(BIN)/mypy bench docs
 
 tests: .venv/.installed-dev
 	$(BIN)/pytest
