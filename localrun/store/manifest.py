@@ -17,7 +17,7 @@ from typing import Any, get_args
 
 from localrun.errors import RefError, SourceError, VerificationError
 from localrun.formats.header import Format
-from localrun.ref import ModelRef, parse
+from localrun.ref import HubRef, ModelRef, PathRef, parse
 from localrun.store.atomic import AtomicFile
 from localrun.store.files import Digest, DigestKind, ModelFile, ModelFiles, Origin, Role
 from localrun.store.layout import Layout, child
@@ -159,7 +159,19 @@ def _manifest(document: dict[str, Any]) -> Manifest:
     names = [file.name for file in manifest.files]
     if len(set(names)) != len(names):
         raise ValueError("files names one file twice")
+    _check_places(manifest)
     return manifest
+
+
+def _check_places(manifest: Manifest) -> None:
+    source = parse(manifest.source)
+    if manifest.origin == "hub":
+        if not isinstance(source, HubRef) or not all(file.path for file in manifest.files):
+            raise ValueError("a hub model names its repository and the paths of its files")
+    else:
+        Layout(Path()).model_dir(source)
+        if any(file.path for file in manifest.files):
+            raise ValueError("path is for files of the hub cache only")
 
 
 def _file(item: object) -> ManifestFile:
@@ -197,7 +209,7 @@ def _digest(item: object) -> Digest | None:
 
 def _reference(document: dict[str, Any], key: str) -> str:
     text = _text(document, key)
-    if str(parse(text)) != text:
+    if str(parse(text)) != text or isinstance(parse(text), PathRef):
         raise ValueError(f"{key} {text!r} is not in its canonical form")
     return text
 
