@@ -88,23 +88,14 @@ async def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers() -> None
 
 
 async def test_closing_the_iterator_cancels_the_generation_in_the_child() -> None:
-    async with started("mock:script:" + "x" * 3000) as engine:
+    async with started("mock:script:" + "x" * 100_000, n_ctx=200_000) as engine:
         async with aclosing(engine.generate(request())) as stream:
             async for event in stream:
                 if event.text:
                     break
-        # One request runs at a time: this one is served only if the first has ended.
+        # One request runs at a time: this one is served when the first has ended.
         assert text_of(await collect(engine, request(max_tokens=3))) == "xxx"
-
-
-async def test_a_forward_that_hangs_is_aborted_by_cancelling() -> None:
-    async with started("mock:hold") as engine:
-        waiting = asyncio.ensure_future(collect(engine, request()))
-        await engine.tokenize("the submit before this was read")
-        waiting.cancel()
-        await asyncio.gather(waiting, return_exceptions=True)
-
-        assert text_of(await collect(engine, request())) == "held"
+        assert (await engine.stats()).tokens < 50_000
 
 
 async def test_many_requests_at_once_get_each_their_own_answer() -> None:
