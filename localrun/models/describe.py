@@ -60,7 +60,8 @@ def _tokenizer(fields: Fields) -> Tokenizer | None:
 
 def _safetensors(header: Header, config: Mapping[str, object]) -> ModelSpec:
     fields = Fields(config, "config.json")
-    text = config.get("text_config", config)
+    text = config.get("text_config")
+    text = config if text is None else text
     if not isinstance(text, Mapping):
         raise fields.error("text_config", f"is a {type(text).__name__}, not an object")
     return _spec(
