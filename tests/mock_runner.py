@@ -81,6 +81,7 @@ class MockRunner:
     reply: text (or function of the prompt's text) said after each prompt, then the end token.
     hashed: logits are a pure function of the sequence's tokens, so a wrong cache changes the text.
     keep: from the length asked of ``truncate`` to the length kept (default: all of it).
+    forgetful: a sequence whose forward failed or was aborted is emptied, as a recurrent state is.
     holds: indices of forwards that wait for ``release`` or ``abort``; ``entered`` is set then.
     fails, poisons: indices of forwards that raise EngineError, or return NaN.
     crashes: index of the forward that kills this process.
@@ -98,6 +99,7 @@ class MockRunner:
         max_batch: int = 512,
         max_sequences: int = 1,
         keep: Callable[[int], int] | None = None,
+        forgetful: bool = False,
         holds: Sequence[int] = (),
         fails: Container[int] = (),
         poisons: Container[int] = (),
@@ -107,6 +109,7 @@ class MockRunner:
         self._reply = reply
         self._hashed = hashed
         self._keep = keep or (lambda length: length)
+        self._forgetful = forgetful
         self._holds = set(holds)
         self._fails = fails
         self._poisons = poisons
@@ -205,8 +208,9 @@ class MockRunner:
         self._check_thread("truncate")
         timeline = self._sequences[sequence]
         kept = min(self._keep(length), len(timeline.tokens))
-        del timeline.tokens[kept:]
-        timeline.reply = None
+        if kept < len(timeline.tokens):
+            del timeline.tokens[kept:]
+            timeline.reply = None
         self.truncations.append((length, kept))
         return kept
 
@@ -232,9 +236,15 @@ class MockRunner:
             raise EngineError("mock: the batch is larger than max_batch")
         if index == self._crashes:
             os.kill(os.getpid(), signal.SIGKILL)
-        self._pass_gate(index)
-        if index in self._fails:
-            raise EngineError("mock: forward was told to fail")
+        try:
+            self._pass_gate(index)
+            if index in self._fails:
+                raise EngineError("mock: forward was told to fail")
+        except (EngineError, ForwardAborted):
+            if self._forgetful:
+                for item in batch:
+                    self._sequences[item.sequence] = Timeline()
+            raise
         rows = [row for item in batch for row in self._append(item)]
         values = np.array(rows, dtype=np.float32).reshape(len(rows), self._vocabulary_size)
         if index in self._poisons:

@@ -133,16 +133,15 @@ class Engine:
         self._scheduler.interrupt(sequence)
 
     def _run(self, ready: Future[Vocabulary]) -> None:
-        # Stands unless the loop ends by itself: an error that no runner may raise is a defect, and
-        # shows as one, but no reader is left waiting for it.
-        self._error = "the engine ended unexpectedly"
+        defect = True
         try:
             if self._start(ready):
                 while self._admit():
                     self._scheduler.step()
-            self._error = None
+            defect = False
         finally:
-            self._end(ready)
+            # An error that no runner may raise shows on this thread, but no reader waits for it.
+            self._end(ready, "the engine ended unexpectedly" if defect else None)
 
     def _start(self, ready: Future[Vocabulary]) -> bool:
         try:
@@ -165,17 +164,17 @@ class Engine:
                 self._scheduler.admit(self._waiting.popleft())
             return True
 
-    def _end(self, ready: Future[Vocabulary]) -> None:
+    def _end(self, ready: Future[Vocabulary], error: str | None) -> None:
         """The thread's last act: events first, so that no reader waits for a slow close."""
-        reason = FinishReason.ERROR if self._error else FinishReason.CANCELLED
+        reason = FinishReason.ERROR if error else FinishReason.CANCELLED
         with self._changed:
-            self._closing = True
+            self._closing, self._error = True, error
             waiting = list(self._waiting)
             self._waiting.clear()
-        if self._error and not ready.done():
-            ready.set_exception(EngineError(self._error))
-        self._scheduler.end_all(reason, self._error)
+        if error and not ready.done():
+            ready.set_exception(EngineError(error))
+        self._scheduler.end_all(reason, error)
         for sequence in waiting:
-            sequence.end(reason, self._error)
+            sequence.end(reason, error)
         with self._tokenizing:
             self._runner.close()

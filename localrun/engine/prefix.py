@@ -42,12 +42,20 @@ class PrefixCache:
         length = min(common(timeline.tokens, prompt), len(prompt) - 1)
         if length < len(timeline.tokens):
             try:
-                kept = self._runner.truncate(timeline.id, length)
+                self.cut(timeline, length)
             except EngineError:
                 self.drop(timeline)
                 raise
-            del timeline.tokens[kept:]
         return timeline
+
+    def cut(self, timeline: Timeline, length: int) -> None:
+        """Cut to ``length`` tokens, or to what the runner could keep of them.
+
+        Raises:
+            EngineError: the runner failed; nobody knows what it holds.
+        """
+        kept = self._runner.truncate(timeline.id, length)
+        del timeline.tokens[kept:]
 
     def park(self, timeline: Timeline) -> None:
         """Keep a timeline that is whole; the one before it gives way."""

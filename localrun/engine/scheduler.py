@@ -131,11 +131,15 @@ class Scheduler:
 
     def _aborted(self, sequence: Sequence) -> None:
         """Nothing of the batch was appended: end if that was meant, else run the step again."""
-        if sequence.cancelled:
-            self._end(sequence, FinishReason.CANCELLED)
-            return
         sequence.retries += 1
-        if sequence.retries > _MAX_RETRIES:
+        try:
+            if sequence.timeline is not None:
+                # A state that cannot be cut back to before the batch is lost as a whole.
+                self._cache.cut(sequence.timeline, len(sequence.timeline.tokens))
+        except EngineError as error:
+            self._fail(sequence, error.message)
+            return
+        if not sequence.cancelled and sequence.retries > _MAX_RETRIES:
             self._fail(sequence, "the runner ended a step that nobody asked it to end")
 
     def _end(self, sequence: Sequence, reason: FinishReason) -> None:

@@ -39,7 +39,7 @@ class Sequence:
         self._sampler = Sampler(request.sampling, request.prompt[-PENALTY_WINDOW:])
         self._detokenizer = Detokenizer()
         self._stops = StopMatcher(request.stop)
-        self._next: int | None = None
+        self._tokens = list(request.prompt)
         self._unsent: list[int] = []
         self._generated = 0
         self._cached = 0
@@ -58,27 +58,28 @@ class Sequence:
 
     @property
     def decoding(self) -> bool:
-        return self._next is not None
+        """Whether the next step appends one drawn token and nothing else."""
+        return self._generated > 0 and self._missing() == 1
 
-    def pending(self, limit: int) -> tuple[int, ...]:
-        """The tokens to append next, at most ``limit``: a chunk of the prompt or the last token."""
-        if self._next is not None:
-            return (self._next,)
-        assert self.timeline is not None
-        done = len(self.timeline.tokens)
-        return self.request.prompt[done : done + limit]
+    def pending(self, limit: int) -> list[int]:
+        """The tokens to append next, at most ``limit``: a chunk of the prompt or the last token.
+
+        Drawn tokens too, where the runner lost them.
+        """
+        end = len(self._tokens)
+        done = end - self._missing()
+        return self._tokens[done : min(end, done + limit)]
 
     def wants_logits(self, count: int) -> bool:
         """Whether the forward of ``count`` more tokens is followed by a draw."""
-        assert self.timeline is not None
-        return self.decoding or len(self.timeline.tokens) + count == len(self.request.prompt)
+        return count == self._missing()
 
-    def appended(self, tokens: tuple[int, ...]) -> None:
+    def appended(self, tokens: list[int]) -> None:
         """The runner holds ``tokens`` now."""
         assert self.timeline is not None
         self.timeline.tokens.extend(tokens)
         self.retries = 0
-        if self._next is None:
+        if self._generated == 0:
             progress = len(self.timeline.tokens)
             self.generation.put(TokenEvent(self.request.id, prefilled=progress))
 
@@ -88,7 +89,8 @@ class Sequence:
         Raises:
             NotFiniteError: nothing can be drawn from these logits.
         """
-        token = self._next = self._sampler.sample(logits, row)
+        token = self._sampler.sample(logits, row)
+        self._tokens.append(token)
         self._latest = self._clock()
         if self._first is None:
             self._first = self._latest
@@ -116,6 +118,11 @@ class Sequence:
                 error=error,
             )
         )
+
+    def _missing(self) -> int:
+        """How many tokens the runner does not hold yet; at least one."""
+        assert self.timeline is not None
+        return len(self._tokens) - len(self.timeline.tokens)
 
     def _send(self, text: str) -> None:
         if text:

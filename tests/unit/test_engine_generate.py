@@ -23,7 +23,8 @@ from localrun.engine.request import (
     Timings,
     TokenEvent,
 )
-from localrun.engine.runner import RunnerStats, Vocabulary
+from localrun.engine.rows import NumpyLogits
+from localrun.engine.runner import ForwardAborted, RunnerStats, Vocabulary
 from localrun.engine.threads import ThreadRange
 from localrun.errors import BusyError, ContextLengthError, EngineError, RequestError
 from tests.mock_runner import EOS, MockRunner, echo, encode
@@ -248,6 +249,42 @@ def test_an_abort_nobody_waits_for_costs_one_step_and_no_token() -> None:
         assert text_of(list(generation)) == "ok"
 
 
+@pytest.mark.parametrize("step", [1, 3, 5], ids=["prefill", "first token", "later"])
+def test_a_state_lost_to_an_abort_is_computed_again(step: int) -> None:
+    with running(MockRunner(hashed=True, max_batch=4)) as engine:
+        expected = text_of(list(engine.submit(ask("0123456789", max_tokens=6))))
+    runner = MockRunner(hashed=True, max_batch=4, forgetful=True, holds=(step,))
+    with running(runner) as engine:
+        generation = engine.submit(ask("0123456789", max_tokens=6))
+        assert runner.entered.wait(LONG)
+        runner.abort()
+        events = list(generation)
+
+    assert text_of(events) == expected
+    assert timings_of(events).generated_tokens == 6
+
+
+def test_a_state_lost_to_a_cancel_is_not_taken_for_a_cached_one() -> None:
+    runner = MockRunner("ok", max_batch=4, forgetful=True, holds=(1,))
+    with running(runner) as engine:
+        generation = engine.submit(ask("0123456789"))
+        assert runner.entered.wait(LONG)
+        generation.cancel()
+        list(generation)
+        again = list(engine.submit(ask("0123456789")))
+
+    assert timings_of(again).cached_tokens == 0
+    assert text_of(again) == "ok"
+
+
+def test_a_runner_that_aborts_for_ever_ends_the_request_with_an_error() -> None:
+    with running(Aborting("ok")) as engine:
+        events = list(engine.submit(ask()))
+
+    assert events[-1].finish is FinishReason.ERROR
+    assert "nobody asked" in (events[-1].error or "")
+
+
 @pytest.mark.parametrize(
     ("broken", "message"),
     [({"fails": (1,)}, "told to fail"), ({"poisons": (1,)}, "not finite")],
@@ -301,17 +338,15 @@ class Defective(MockRunner):
     def truncate(self, sequence: Any, length: int) -> int:
         raise ZeroDivisionError
 
-    def vocabulary(self) -> Vocabulary:
-        return super().vocabulary()
-
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_defect_in_a_runner_ends_all_generations_and_the_engine() -> None:
-    runner = Defective("ok")
+    runner = Defective("ok", holds=(0,))
     engine = Engine(runner)
-    list(engine.submit(ask()))
-    runner.hold(3)
-    first, second = engine.submit(ask("hello")), engine.submit(ask("hello"))
+    engine.submit(ask())
+    assert runner.entered.wait(LONG)
+    first, second = engine.submit(ask("no prefix")), engine.submit(ask())
+    runner.release()
 
     for generation in (first, second):
         events = list(generation)
@@ -322,6 +357,11 @@ def test_a_defect_in_a_runner_ends_all_generations_and_the_engine() -> None:
     assert runner.closed
     with pytest.raises(EngineError, match="unexpectedly"):
         engine.submit(ask())
+
+
+class Aborting(MockRunner):
+    def forward(self, batch: Any) -> NumpyLogits:
+        raise ForwardAborted
 
 
 class Speechless(MockRunner):
