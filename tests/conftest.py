@@ -38,3 +38,11 @@ def smollm2_path() -> Path:
     path = files.weights[0].path
     assert path is not None
     return path
+
+
+@pytest.fixture(scope="session")
+def llama_cpp_source() -> Path:
+    """A folder with llama.cpp's ``models/``: real templates and vocabularies."""
+    from tests.llama_cpp_source import fetch
+
+    return fetch()

@@ -100,15 +100,12 @@ class History:
         return db
 
     def _migrate(self, db: sqlite3.Connection) -> None:
+        if self._version(db) == len(_MIGRATIONS):
+            return
         db.execute("BEGIN IMMEDIATE")
         try:
-            version = int(db.execute("PRAGMA user_version").fetchone()[0])
-            if version > len(_MIGRATIONS):
-                raise SourceError(
-                    f"{self._path}: written by a later localrun (version {version})",
-                    hint="update localrun",
-                )
-            for script in _MIGRATIONS[version:]:
+            # Another process may have done it while this one waited.
+            for script in _MIGRATIONS[self._version(db) :]:
                 for statement in script.split(";"):
                     db.execute(statement)
             db.execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")
@@ -117,6 +114,15 @@ class History:
             if db.in_transaction:
                 db.execute("ROLLBACK")
             raise
+
+    def _version(self, db: sqlite3.Connection) -> int:
+        version = int(db.execute("PRAGMA user_version").fetchone()[0])
+        if version > len(_MIGRATIONS):
+            raise SourceError(
+                f"{self._path}: written by a later localrun (version {version})",
+                hint="update localrun",
+            )
+        return version
 
     def __enter__(self) -> Self:
         return self

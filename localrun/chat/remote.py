@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from localrun.chat.local import closing
 from localrun.chat.messages import Message, ReplyEvent, ReplyOptions
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import httpx2
 
 CONNECT_S = 10.0
+_ADDRESS = "such as http://127.0.0.1:8080"
 
 
 class RemoteChatModel:
@@ -162,16 +164,16 @@ def base_url(url: str) -> str:
     """``host:port``, ``http://host:port`` and ``http://host:port/v1`` all mean the last."""
     import httpx2
 
-    text = url.strip().rstrip("/")
+    text = url.strip()
     if "://" not in text:
         text = f"http://{text}"
     try:
-        parsed = httpx2.URL(text)
-    except httpx2.InvalidURL as error:
-        raise UsageError(f"--server {url!r}: {error}") from error
-    if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise UsageError(
-            f"--server {url!r} is not an http(s) address",
-            hint="such as http://127.0.0.1:8080",
-        )
+        parts = urlsplit(text)
+        whole = bool(parts.hostname) and parts.port != 0
+        httpx2.URL(text)
+    except (ValueError, httpx2.InvalidURL) as error:
+        raise UsageError(f"--server {url!r}: {error}", hint=_ADDRESS) from error
+    if parts.scheme not in ("http", "https") or not whole:
+        raise UsageError(f"--server {url!r} is not an http(s) address", hint=_ADDRESS)
+    text = text.rstrip("/")
     return text if text.endswith("/v1") else f"{text}/v1"

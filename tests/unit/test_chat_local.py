@@ -1,0 +1,189 @@
+"""An engine as something to talk to: render, tokenize, generate, split."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from localrun.chat.local import LocalChatModel
+from localrun.chat.messages import Message, ReplyEvent, ReplyOptions
+from localrun.chat.templates import Renderer
+from localrun.engine.client import EngineInfo
+from localrun.engine.request import (
+    FinishReason,
+    GenerationRequest,
+    SamplingParams,
+    Timings,
+    TokenEvent,
+)
+from localrun.errors import ContextLengthError, TemplateError
+
+TIMINGS = Timings(5, 0, 2, 0.1, 0.2)
+HELLO = [Message("user", "hello")]
+THINKING = "{# <think> #}{{ messages[0].content }}"
+
+
+@dataclass
+class ScriptedClient:
+    """An engine that answers with a script and remembers what it was asked."""
+
+    chunks: list[str]
+    template: str | None = None
+    bos: str = "<s>"
+    add_bos: bool = True
+    requests: list[GenerationRequest] = field(default_factory=list)
+    tokenized: list[tuple[str, bool, bool]] = field(default_factory=list)
+    error: Exception | None = None
+    last: TokenEvent | None = None
+    cancelled: bool = False
+    closed: bool = False
+
+    @property
+    def info(self) -> EngineInfo:
+        return EngineInfo(
+            "smollm2", "mock", "llama", 64, self.bos, "</s>", self.add_bos, self.template
+        )
+
+    async def tokenize(
+        self, text: str, *, add_special: bool = False, parse_special: bool = True
+    ) -> list[int]:
+        self.tokenized.append((text, add_special, parse_special))
+        return list(range(len(text)))
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenEvent]:
+        self.requests.append(request)
+        if self.error:
+            raise self.error
+        try:
+            yield TokenEvent(request.id, prefilled=3)
+            for chunk in self.chunks:
+                yield TokenEvent(request.id, text=chunk)
+        except GeneratorExit:
+            self.cancelled = True
+            raise
+        yield self.last or TokenEvent(request.id, finish=FinishReason.STOP, timings=TIMINGS)
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def renderer() -> Iterator[Renderer]:
+    with Renderer() as shared:
+        yield shared
+
+
+async def replies(model: LocalChatModel, options: ReplyOptions | None = None) -> list[ReplyEvent]:
+    return [event async for event in model.reply(HELLO, options or ReplyOptions())]
+
+
+async def test_an_answer_streams_progress_reasoning_text_and_one_end(renderer: Renderer) -> None:
+    client = ScriptedClient(["<th", "ink>hm</thi", "nk>yes"], template=THINKING)
+
+    events = await replies(LocalChatModel(client, renderer))
+
+    assert events == [
+        ReplyEvent(prefilled=3, prompt_tokens=5),
+        ReplyEvent(reasoning="hm"),
+        ReplyEvent(text="yes"),
+        ReplyEvent(prompt_tokens=5, finish=FinishReason.STOP, timings=TIMINGS),
+    ]
+
+
+async def test_what_was_held_back_comes_before_the_end(renderer: Renderer) -> None:
+    client = ScriptedClient(["<think>hm</thi"], template=THINKING)
+
+    *_, held, last = await replies(LocalChatModel(client, renderer))
+
+    assert held == ReplyEvent(reasoning="</thi")
+    assert last.finish is FinishReason.STOP
+
+
+async def test_options_reach_the_engine_under_a_fresh_id(renderer: Renderer) -> None:
+    client = ScriptedClient(["x"], template="{{ tools[0].name }}")
+    options = ReplyOptions(
+        sampling=SamplingParams(seed=7), max_tokens=9, stop=("\n",), tools=({"name": "f"},)
+    )
+    model = LocalChatModel(client, renderer)
+
+    await replies(model, options)
+    await replies(model, options)
+
+    first, second = client.requests
+    assert (first.sampling, first.max_tokens, first.stop) == (options.sampling, 9, ("\n",))
+    assert uuid.UUID(first.id).version == 4
+    assert first.id != second.id
+    assert client.tokenized[0][0] == "f"
+
+
+@pytest.mark.parametrize(
+    ("template", "bos", "add_bos", "added"),
+    [
+        ("{{ bos_token }}hi", "<s>", True, False),
+        ("hi", "<s>", True, True),
+        ("hi", "<s>", False, False),
+        ("{{ bos_token }}hi", "<s>", False, False),
+        ("hi", "", True, True),
+    ],
+    ids=["the template writes it", "the tokenizer adds it", "no model wants it",
+         "only the template wants it", "it has no text"],
+)  # fmt: skip
+async def test_the_first_token_is_written_once(
+    renderer: Renderer, template: str, bos: str, add_bos: bool, added: bool
+) -> None:
+    client = ScriptedClient([], template=template, bos=bos, add_bos=add_bos)
+
+    await replies(LocalChatModel(client, renderer))
+
+    assert [(add, parse) for _, add, parse in client.tokenized] == [(added, True)]
+
+
+async def test_leaving_early_cancels_the_generation(renderer: Renderer) -> None:
+    client = ScriptedClient(["a", "b"])
+    stream = LocalChatModel(client, renderer).reply(HELLO, ReplyOptions())
+
+    await anext(stream)
+    await stream.aclose()  # type: ignore[attr-defined]  # it is a generator, as callers rely on
+
+    assert client.cancelled
+
+
+async def test_an_engines_error_is_the_last_event(renderer: Renderer) -> None:
+    last = TokenEvent("", finish=FinishReason.ERROR, error="the device is gone")
+    client = ScriptedClient(["a"], template=THINKING, last=last)
+
+    events = await replies(LocalChatModel(client, renderer))
+
+    assert events[-1] == ReplyEvent(
+        prompt_tokens=5, finish=FinishReason.ERROR, error="the device is gone"
+    )
+
+
+@pytest.mark.parametrize(
+    ("client", "error"),
+    [
+        (ScriptedClient([], error=ContextLengthError(99, 64)), ContextLengthError),
+        (ScriptedClient([], template="{{ raise_exception('no') }}"), TemplateError),
+    ],
+    ids=["the prompt is too long", "the template refuses"],
+)
+async def test_refusals_reach_the_caller(
+    renderer: Renderer, client: ScriptedClient, error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        await replies(LocalChatModel(client, renderer))
+
+
+async def test_closing_closes_engine_and_renderer(renderer: Renderer) -> None:
+    client = ScriptedClient([])
+    model = LocalChatModel(client, renderer)
+
+    await model.close()
+
+    assert client.closed
+    assert (model.name, model.backend, model.n_ctx) == ("smollm2", "mock", 64)
+    with pytest.raises(TemplateError):
+        renderer.render(None, HELLO, bos="", eos="")
