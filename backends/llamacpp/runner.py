@@ -36,8 +36,8 @@ class LlamaCppRunner:
     """Implements ``localrun.engine.runner.ModelRunner``; owns ``model`` and ``context``.
 
     After a failed or aborted forward every sequence of the batch is cut back to what it held. A
-    recurrent state cannot be cut: such a sequence is emptied, and ``truncate`` says so by
-    returning 0.
+    recurrent state cannot be cut: such a sequence is emptied and takes no further token before
+    ``truncate`` was asked what is left of it.
     """
 
     def __init__(self, model: int, context: int, buffers: Buffers, *, n_ctx: int) -> None:
@@ -49,6 +49,7 @@ class LlamaCppRunner:
         self._memory = _present(llama.llama_get_memory(context))
         self._window: int = llama.llama_model_n_swa(model)
         self._lengths: dict[SequenceId, int] = {}
+        self._emptied: set[SequenceId] = set()
         self._batch = Batch(llama.llama_n_batch(context))
         self._abort = AbortFlag()
         self._abort.attach(context)
@@ -103,10 +104,12 @@ class LlamaCppRunner:
         self._length(sequence)
         llama.llama_memory_seq_rm(self._memory, sequence, -1, -1)
         del self._lengths[sequence]
+        self._emptied.discard(sequence)
 
     def truncate(self, sequence: SequenceId, length: int) -> int:
         if length < self._length(sequence):
             self._lengths[sequence] = self._cut(sequence, max(0, length))
+        self._emptied.discard(sequence)
         return self._lengths[sequence]
 
     def checkpoint(self, sequence: SequenceId) -> None:
@@ -151,8 +154,7 @@ class LlamaCppRunner:
             finally:
                 self._abort.disarm()
         if code != 0:
-            for sequence, length in before.items():
-                self._lengths[sequence] = self._cut(sequence, length)
+            self._undo(before)
             if code == _ABORTED:
                 raise ForwardAborted
             reason = "no room is left in the context" if code == _NO_ROOM else log.problem
@@ -208,6 +210,8 @@ class LlamaCppRunner:
         room = self._batch.capacity
         after = dict(before)
         for item in batch:
+            if item.sequence in self._emptied:
+                raise EngineError(f"sequence {item.sequence} lost its tokens in a failed step")
             count, start = len(item.tokens), after[item.sequence]
             room -= count
             if count == 0 or room < 0:
@@ -235,6 +239,12 @@ class LlamaCppRunner:
             shaped.flags.writeable = False
             self._view = key, shaped
         return self._view[1]
+
+    def _undo(self, before: dict[SequenceId, int]) -> None:
+        for sequence, length in before.items():
+            self._lengths[sequence] = self._cut(sequence, length)
+            if self._lengths[sequence] < length:
+                self._emptied.add(sequence)
 
     def _cut(self, sequence: SequenceId, length: int) -> int:
         """Drop what lies from ``length`` on; returns what is left, which may be nothing."""

@@ -203,3 +203,41 @@ def test_a_full_context_is_an_error_and_the_sequence_stays(
         runner.forward([BatchItem(other, tokens)])
     assert runner.truncate(sequence, 100) == 100
     assert runner.forward([BatchItem(other, tokens)]).rows == 1
+
+
+@pytest.fixture
+def uncuttable(runner: ModelRunner, monkeypatch: pytest.MonkeyPatch) -> ModelRunner:
+    """The library answers as it does for recurrent models: a sequence goes whole or not at all."""
+    from localrun.backends.llamacpp import runner as module
+
+    remove = module.llama.llama_memory_seq_rm
+
+    def whole_only(memory: int, sequence: int, start: int, end: int) -> bool:
+        return start <= 0 and bool(remove(memory, sequence, start, end))
+
+    monkeypatch.setattr(module.llama, "llama_memory_seq_rm", whole_only)
+    return runner
+
+
+def test_a_state_that_cannot_be_cut_is_given_up_whole(
+    uncuttable: ModelRunner, tokens: list[int], expected: NDArray[np.float32]
+) -> None:
+    sequence = uncuttable.new_sequence()
+    feed(uncuttable, sequence, tokens)
+    assert uncuttable.truncate(sequence, len(tokens) - 1) == 0
+    assert_same(feed(uncuttable, sequence, tokens), expected)
+    with pytest.raises(EngineError, match="cannot be taken back"):
+        uncuttable.rollback(sequence, 1)
+
+
+def test_a_sequence_emptied_by_a_failed_step_waits_for_truncate(
+    uncuttable: ModelRunner, tokens: list[int], expected: NDArray[np.float32]
+) -> None:
+    sequence = uncuttable.new_sequence()
+    feed(uncuttable, sequence, tokens[:-1])
+    with pytest.raises(EngineError, match="invalid token"):
+        uncuttable.forward([BatchItem(sequence, [10_000_000])])
+    with pytest.raises(EngineError, match="lost its tokens"):
+        feed(uncuttable, sequence, tokens[-1:])
+    assert uncuttable.truncate(sequence, len(tokens) - 1) == 0
+    assert_same(feed(uncuttable, sequence, tokens), expected)
