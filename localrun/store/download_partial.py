@@ -117,17 +117,20 @@ class Partial:
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)
-        if self._path is not None:
+        path, self._path = self._path, None
+        if path is not None:
+            if self.offset == 0:
+                with suppress(OSError):
+                    path.unlink()
             with _mine_lock:
-                _mine.discard(self._path.name)
-            self._path = None
+                _mine.discard(path.name)
 
     def discard(self) -> None:
         """Leave nothing."""
         path = self._path
         self.close()
         if path is not None:
-            with suppress(FileNotFoundError), disk_errors(path):
+            with disk_errors(path), suppress(FileNotFoundError):
                 disk.DISK.unlink(path)
         self.offset = 0
         self._hash = hasher(self._digest.kind, self.file.bytes)
