@@ -1,0 +1,122 @@
+"""Knows no dialect: work that ends when its client leaves, and streams that end when we stop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from starlette.responses import Response
+
+from localrun.chat.messages import ReplyEvent
+from localrun.errors import ServerError
+from localrun.server.guards import Receive, Scope, Send
+
+Result = TypeVar("Result")
+
+
+class ClientGone(Exception):
+    """The client closed its connection: nobody reads an answer."""
+
+
+async def while_connected(
+    receive: Receive, stopping: asyncio.Event, work: Coroutine[Any, Any, Result]
+) -> Result:
+    """Run ``work`` unless its client leaves or the server stops; then it is cancelled, and over.
+
+    Raises:
+        ClientGone: the client left.
+        ServerError: the server is stopping.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnected(receive))
+    stop = asyncio.ensure_future(stopping.wait())
+    everyone: tuple[asyncio.Future[Any], ...] = (task, gone, stop)
+    try:
+        await asyncio.wait(everyone, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        if gone.done():
+            raise ClientGone
+        raise ServerError("the server is shutting down", hint="send the request again later")
+    finally:
+        for each in everyone:
+            each.cancel()
+        # Only when the generation has really ended may its request count as over.
+        await asyncio.gather(*everyone, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class Reply:
+    """A reply whose first event is waited for before anything is sent.
+
+    So an error that comes instead of it still has its own status.
+    """
+
+    def __init__(self, events: AsyncIterator[ReplyEvent]) -> None:
+        self._events = events
+        self._first: ReplyEvent | None = None
+
+    async def begin(self) -> None:
+        self._first = await anext(self._events, None)
+
+    def __aiter__(self) -> AsyncIterator[ReplyEvent]:
+        return self
+
+    async def __anext__(self) -> ReplyEvent:
+        if self._first is not None:
+            first, self._first = self._first, None
+            return first
+        return await anext(self._events)
+
+    async def aclose(self) -> None:
+        """Cancel what still runs."""
+        if isinstance(self._events, AsyncGenerator):
+            await self._events.aclose()
+
+
+class EventStream(Response):
+    """A text/event-stream of whole events made from a reply.
+
+    The reply is closed at its end, when the client leaves, and when the server stops (after
+    ``goodbye``). The next event is asked for only when the connection has taken the last one.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        reply: Reply,
+        events: AsyncGenerator[bytes],
+        *,
+        stopping: asyncio.Event,
+        goodbye: bytes,
+    ) -> None:
+        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        del self.headers["content-length"]
+        self._reply = reply
+        self._events = events
+        self._stopping = stopping
+        self._goodbye = goodbye
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self._reply), aclosing(self._events):
+            start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+            await send(start)
+            last = b""
+            try:
+                await while_connected(receive, self._stopping, self._pump(send))
+            except ClientGone:
+                return
+            except ServerError:
+                last = self._goodbye
+            await send({"type": "http.response.body", "body": last, "more_body": False})
+
+    async def _pump(self, send: Send) -> None:
+        async for event in self._events:
+            await send({"type": "http.response.body", "body": event, "more_body": True})

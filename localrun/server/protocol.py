@@ -1,0 +1,78 @@
+"""Knows no route: HTTP/1.1 as uvicorn reads it, with a deadline for requests to arrive.
+
+uvicorn waits for ever for a request that comes byte by byte, and answers some malformed Host
+headers before any application sees them; both are put right here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+RECEIPT_S = 10.0
+
+
+class DeadlineProtocol(H11Protocol):
+    """One connection. A request must be here whole ``receipt_s`` seconds after its first byte."""
+
+    receipt_s = RECEIPT_S
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        super().connection_made(transport)
+        self._arm()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._arm()
+        super().data_received(data)
+        if self._is_whole():
+            self._disarm()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._is_whole():
+            self._disarm()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is not HTTP, and as the guards do where the Host is at fault."""
+        about_host = "Host: header" in str(sys.exc_info()[1])
+        # An answer may be under way: then nothing more can be said on this connection.
+        with contextlib.suppress(h11.LocalProtocolError):
+            self.transport.write(_empty_response(self.conn, 403 if about_host else 400))
+        self.transport.close()
+
+    def _is_whole(self) -> bool:
+        return self.conn.their_state not in (h11.IDLE, h11.SEND_BODY)
+
+    def _arm(self) -> None:
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(self.receipt_s, self._too_late)
+
+    def _disarm(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _too_late(self) -> None:
+        self._deadline = None
+        if not self.transport.is_closing():
+            self.transport.abort()
+
+
+def _empty_response(connection: h11.Connection, status: int) -> bytes:
+    headers = [(b"content-length", b"0"), (b"connection", b"close")]
+    response = h11.Response(status_code=status, headers=headers)
+    return (connection.send(response) or b"") + (connection.send(h11.EndOfMessage()) or b"")
