@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -195,3 +196,19 @@ def test_no_template_takes_more_than_its_time_and_memory() -> None:
     assert late == {}
     if sys.platform == "linux":
         assert document["peak"] <= ADDRESS_SPACE_BYTES
+
+
+_UNWATCHED = """
+import localrun.chat.render_child as child
+child.CPU_SECONDS = 0  # the limit counts in whole seconds: this is the shortest
+child.renew_cpu_limit()
+while True:
+    pass
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a limit of POSIX")
+def test_a_child_that_nobody_watches_ends_by_itself() -> None:
+    done = subprocess.run([sys.executable, "-P", "-c", _UNWATCHED], check=False, timeout=60)
+
+    assert done.returncode == -signal.SIGXCPU
