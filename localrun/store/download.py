@@ -63,6 +63,7 @@ def fetch(
             _download(files, missing, repo, settings, progress, patience or Patience())
         if _link(repo, files):
             repo.note(revision or DEFAULT_REVISION, files.revision)
+            repo.sweep()
             return _with_paths(repo, files)
     raise DownloadError(f"{files.ref}: another process keeps removing it from {repo.directory}")
 

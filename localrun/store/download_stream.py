@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from localrun.errors import AccessError, DownloadError, VerificationError
 from localrun.store.files import ModelFile
-from localrun.store.hub_address import Endpoint
+from localrun.store.hub_address import Endpoint, tls
 
 if TYPE_CHECKING:
     import httpx2
@@ -68,6 +68,7 @@ class Source:
         self._open: set[httpx2.Response] = set()
         self._lock = threading.Lock()
         self._client = httpx2.Client(
+            verify=tls(),
             follow_redirects=False,
             trust_env=not hub.local,  # no proxy reaches this machine's own port
             timeout=httpx2.Timeout(patience.stall_s, connect=patience.connect_s),

@@ -26,7 +26,7 @@ from localrun.errors import (
 from localrun.ref import HubRef
 from localrun.store import hub_cache
 from localrun.store.files import Digest, ModelFile, ModelFiles, Role
-from localrun.store.hub_address import Endpoint, endpoint
+from localrun.store.hub_address import Endpoint, endpoint, tls
 from localrun.store.hub_layout import COMMIT, DEFAULT_REVISION, HubRepo, blob_name, inside
 from localrun.store.layout import name_problem
 from localrun.store.quants import PICKLE_SUFFIXES, Grouped, Variant, choose_projector, group
@@ -114,6 +114,7 @@ def _guarded(hub: Endpoint) -> Callable[[], httpx2.Client]:
             event_hooks={"request": [check]},
             follow_redirects=True,
             max_redirects=5,
+            verify=tls(),
             timeout=METADATA_TIMEOUT_S,
             trust_env=not hub.local,  # no proxy reaches this machine's own port
         )

@@ -7,9 +7,11 @@ endpoint on this machine may send us to this machine.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 import socket
+import ssl
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from urllib.parse import SplitResult, urlsplit
@@ -31,6 +33,14 @@ def resolve_host(host: str, port: int) -> Iterable[str]:
     except (OSError, UnicodeError):
         return ()
     return tuple(str(entry[4][0]) for entry in found)
+
+
+@functools.cache
+def tls() -> ssl.SSLContext:
+    """The certificates to believe in, read once: that takes longer than a small download."""
+    import httpx2
+
+    return httpx2.create_ssl_context()
 
 
 @dataclass(frozen=True, slots=True)

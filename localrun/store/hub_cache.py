@@ -121,6 +121,7 @@ def remove(files: ModelFiles, settings: Settings) -> int:
                 size = path.stat().st_size
                 path.unlink()
                 freed += size
+    repo.sweep()
     _forget_empty(repo)
     return freed
 

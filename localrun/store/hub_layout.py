@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,15 +26,15 @@ from localrun.config import Settings
 from localrun.errors import RefError, SourceError, VerificationError
 from localrun.ref import HubRef, check_part
 from localrun.store import disk
-from localrun.store.atomic import AtomicFile
 from localrun.store.disk import disk_errors
 from localrun.store.files import Digest
-from localrun.store.layout import child, temporary_name
+from localrun.store.layout import child, owner_is_gone, temporary_name
 
 DEFAULT_REVISION = "main"
 COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 _VALUE = {"sha256": re.compile(r"[0-9a-f]{64}\Z"), "git-blob": re.compile(r"[0-9a-f]{40}\Z")}
 _REF_MAX_BYTES = 1024
+_BLOCK_BYTES = 4096  # what a new name may need of a full disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ class HubRepo:
         Raises:
             SourceError: on the way lies a link that leaves the cache, or a file.
         """
-        with disk_errors(self.root):
+        with disk_errors(self.root, _BLOCK_BYTES):
             self.root.mkdir(parents=True, exist_ok=True)
             current = self.root
             for part in directory.relative_to(self.root).parts:
@@ -129,11 +130,10 @@ class HubRepo:
         pointer = self.pointer(commit, name)
         self.make(pointer.parent)
         target = os.path.relpath(self.blob(digest), pointer.parent)
-        with disk_errors(pointer):
+        with disk_errors(pointer, _BLOCK_BYTES):
             if pointer.is_symlink() and os.readlink(pointer) == target:
                 return pointer
-            # Beside snapshots/, where a crash leaves nothing that other tools would list.
-            temporary = self.directory / temporary_name(".link")
+            temporary = self._temporary()
             try:
                 disk.DISK.symlink(Path(target), temporary)
                 disk.DISK.rename(temporary, pointer)
@@ -148,9 +148,31 @@ class HubRepo:
             return
         path = self.ref(revision)
         self.make(path.parent)
-        with AtomicFile(path, expected_bytes=len(commit)) as file:
-            file.write(commit.encode("ascii"))
-            file.commit()
+        temporary = self._temporary()
+        with disk_errors(path, _BLOCK_BYTES):
+            try:
+                descriptor = disk.DISK.create(temporary)
+                try:
+                    disk.DISK.write(descriptor, memoryview(commit.encode("ascii")))
+                    disk.DISK.sync(descriptor)
+                finally:
+                    os.close(descriptor)
+                temporary.chmod(self.directory.stat().st_mode & 0o666)  # the cache is shared
+                disk.DISK.rename(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
+            disk.DISK.sync_directory(path.parent)
+
+    def sweep(self) -> None:
+        """Remove what killed processes left between two steps. Never fails."""
+        with suppress(OSError):
+            for path in self.directory.glob(".*.tmp"):
+                if owner_is_gone(path.name, time.time() - path.lstat().st_mtime):
+                    path.unlink()
+
+    def _temporary(self) -> Path:
+        """Beside snapshots/ and refs/, where other tools do not take it for a file or a branch."""
+        return self.directory / temporary_name(".localrun")
 
 
 def blob_name(digest: Digest) -> str:
