@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from textual import work
-from textual.containers import VerticalScroll
 from textual.screen import Screen
 
 from localrun.chat.export import to_json, to_markdown
@@ -17,11 +16,13 @@ from localrun.chat.history import History
 from localrun.errors import LocalrunError
 from localrun.tui import export
 from localrun.tui.conversations import Conversations
-from localrun.tui.help import HelpScreen, Welcome
+from localrun.tui.help import HelpScreen
 from localrun.tui.plain import plain
 from localrun.tui.prompts import Ask, Choice, Confirm, Picker
 from localrun.tui.record import Record, Turn
+from localrun.tui.status import Status
 from localrun.tui.theme import DARK, LIGHT
+from localrun.tui.transcript import Transcript
 from localrun.tui.turn import AssistantTurn, Thinking, UserTurn
 
 if TYPE_CHECKING:
@@ -35,12 +36,13 @@ class ChatActions(Screen[None]):
     history: History
     record: Record
     fold: bool | None
+    status: Status
     _kept_draft: str
 
     if TYPE_CHECKING:
 
         @property
-        def transcript(self) -> VerticalScroll: ...
+        def transcript(self) -> Transcript: ...
 
         @property
         def composer(self) -> Composer: ...
@@ -48,7 +50,9 @@ class ChatActions(Screen[None]):
         @property
         def answering(self) -> bool: ...
 
-        def begin_answer(self, instead_of: Turn | None = None) -> None: ...
+        def begin_answer(
+            self, *, question: str | None = None, instead_of: Turn | None = None
+        ) -> None: ...
 
         def show_title(self) -> None: ...
 
@@ -92,16 +96,11 @@ class ChatActions(Screen[None]):
         self.record = record
         self.load_draft()
         self.composer.sent = record.prompts
-        with self.app.batch_update():
-            await self.transcript.remove_children()
-            if record.turns:
-                await self.transcript.mount_all([self._drawn(turn) for turn in record.turns])
-            else:
-                await self.transcript.mount(Welcome(self.chat_app.model_ref))
-        self.transcript.anchor()
+        await self.transcript.show(record.turns, model=self.status.model)
         self.show_title()
 
-    def _drawn(self, turn: Turn) -> UserTurn | AssistantTurn:
+    def drawn(self, turn: Turn) -> UserTurn | AssistantTurn:
+        """The widget of a kept turn."""
         message = turn.message
         if message.role == "user":
             return UserTurn(message.content)
@@ -215,13 +214,13 @@ class ChatActions(Screen[None]):
     def action_help(self) -> None:
         self.app.push_screen(HelpScreen())
 
-    def action_scroll(self, how: str) -> None:
+    async def action_scroll(self, how: str) -> None:
         transcript = self.transcript
         if how == "page_up":
             transcript.scroll_page_up(animate=False)
         elif how == "page_down":
             transcript.scroll_page_down(animate=False)
         elif how == "home":
-            transcript.scroll_home(animate=False)
+            await transcript.show_all()
         else:
             transcript.anchor()

@@ -8,6 +8,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Center, Vertical, VerticalScroll
 from textual.content import Content
+from textual.reactive import reactive
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
@@ -86,14 +87,20 @@ class HelpScreen(ModalScreen[None]):
 class Welcome(Vertical):
     """What an empty chat shows."""
 
+    model: reactive[str] = reactive("")
+
     def __init__(self, model: str) -> None:
         super().__init__(id="welcome")
-        self.model = one_line(model, 60)
+        self.set_reactive(Welcome.model, model)
+
+    def watch_model(self, model: str) -> None:
+        for label in self.query("#welcome-model").results(Static):
+            label.update(Content(one_line(model, 60)))
 
     def compose(self) -> ComposeResult:
         with Center():
             yield text("l o c a l r u n", id="wordmark")
         with Center():
-            yield text(self.model, id="welcome-model")
+            yield text(one_line(self.model, 60), id="welcome-model")
         with Center():
             yield Static(_rows(FIRST_KEYS, 10), id="first-keys")

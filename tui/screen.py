@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, ClassVar, cast
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.screen import Screen
-from textual.widget import Widget
 from textual.widgets import Markdown, Static
 from textual.worker import Worker
 
@@ -30,6 +28,7 @@ from localrun.tui.help import Welcome
 from localrun.tui.plain import one_line, plain
 from localrun.tui.record import Record, Turn
 from localrun.tui.status import MUTED, Status, StatusLine
+from localrun.tui.transcript import Transcript
 from localrun.tui.turn import AssistantTurn, ErrorTurn, UserTurn
 
 if TYPE_CHECKING:
@@ -71,13 +70,11 @@ class ChatScreen(ChatActions, Screen[None]):
 
     def compose(self) -> ComposeResult:
         yield Static(markup=False, id="title")
-        with VerticalScroll(id="transcript", can_focus=False):
-            yield Welcome(self.chat_app.model_ref)
+        yield Transcript(self.drawn, id="transcript")
         yield Composer(id="composer")
         yield StatusLine(id="status")
 
     def on_mount(self) -> None:
-        self.transcript.anchor()
         self.composer.focus()
         self.load_draft()
         self.show_title()
@@ -85,8 +82,8 @@ class ChatScreen(ChatActions, Screen[None]):
         self.set_interval(TICK_S, self._tick)
 
     @property
-    def transcript(self) -> VerticalScroll:
-        return self.query_one("#transcript", VerticalScroll)
+    def transcript(self) -> Transcript:
+        return self.query_one(Transcript)
 
     @property
     def composer(self) -> Composer:
@@ -106,6 +103,8 @@ class ChatScreen(ChatActions, Screen[None]):
         self.status = status
         for line in self.query(StatusLine):  # none before the screen is composed
             line.status = status
+        for welcome in self.query(Welcome):
+            welcome.model = status.model
 
     # -- the model's life, told by the app
 
@@ -115,13 +114,11 @@ class ChatScreen(ChatActions, Screen[None]):
     def model_loaded(self, model: ChatModel) -> None:
         name, backend = one_line(model.name), one_line(model.backend)
         self.show_status(Status("ready", name, backend, n_ctx=model.n_ctx))
-        for label in self.query("#welcome-model").results(Static):
-            label.update(Content(f"{name} · {backend}"))
 
     async def model_failed(self, ref: str, error: LocalrunError) -> None:
         self.show_status(Status(state="failed", model=one_line(ref)))
         if not self.answering:  # whoever waits for an answer shows the error itself
-            await self.add(ErrorTurn(error.message, error.hint))
+            await self.transcript.add(ErrorTurn(error.message, error.hint))
 
     # -- one answer
 
@@ -137,30 +134,29 @@ class ChatScreen(ChatActions, Screen[None]):
             self.record.say(text, self.chat_app.model_ref)
         except LocalrunError as error:
             self.composer.put(text)
-            await self.add(ErrorTurn(error.message, error.hint))
+            await self.transcript.add(ErrorTurn(error.message, error.hint))
             return
         self.composer.sent = self.record.prompts
         self.show_title()
-        await self.add(UserTurn(text))
-        self.begin_answer()
+        self.begin_answer(question=text)
 
-    async def add(self, turn: Widget) -> None:
-        """Show a turn under the others, and follow it."""
-        await self.query(Welcome).remove()
-        await self.transcript.mount(turn)
-        self.transcript.anchor()
+    def begin_answer(self, *, question: str | None = None, instead_of: Turn | None = None) -> None:
+        """Answer the last message of the record, a new ``question`` to show or one asked before.
 
-    def begin_answer(self, instead_of: Turn | None = None) -> None:
-        """Answer the last message of the record; if nothing comes, ``instead_of`` stays."""
+        If nothing comes, ``instead_of`` stays.
+        """
         self._draft, self._kept_at = Draft(), time.monotonic()
-        self._answering = self.answer(self._draft, instead_of)
+        self._answering = self.answer(self._draft, question, instead_of)
 
     @work(group="answer")
-    async def answer(self, draft: Draft, instead_of: Turn | None) -> None:
+    async def answer(self, draft: Draft, question: str | None, instead_of: Turn | None) -> None:
         turn = AssistantTurn(self.status.model, fold=self.fold)
         error: LocalrunError | None = None
         try:
-            await self.add(turn)
+            if question is not None:
+                await self.transcript.hide_old(self.record.turns[:-1])
+                await self.transcript.add(UserTurn(question))
+            await self.transcript.add(turn)
             turn.begin()
             model = await self.chat_app.model()
             await self._read(model, draft, turn)
@@ -184,7 +180,7 @@ class ChatScreen(ChatActions, Screen[None]):
             if draft.empty:
                 await self._take_back(turn, instead_of)
             if error is not None:
-                await self.add(ErrorTurn(error.message, error.hint))
+                await self.transcript.add(ErrorTurn(error.message, error.hint))
 
     async def _read(self, model: ChatModel, draft: Draft, turn: AssistantTurn) -> None:
         messages = self.record.messages(self.system)
@@ -214,11 +210,12 @@ class ChatScreen(ChatActions, Screen[None]):
         await turn.remove()
         if instead_of is not None:
             self.record.restore(instead_of)
-            await self.add(self._drawn(instead_of))
+            await self.transcript.add(self.drawn(instead_of))
             return
         text = self.record.withdraw()
         if text is not None:
-            await self.query(UserTurn).last().remove()
+            for asked in list(self.query(UserTurn))[-1:]:
+                await asked.remove()
             if not self.composer.text:
                 self.composer.put(text)
 

@@ -15,7 +15,9 @@ from textual.widgets.markdown import MarkdownStream
 from localrun.tui.markdown import ModelMarkdown
 from localrun.tui.plain import one_line, plain
 
-FLUSH_S = 1 / 15
+# Drawing may take this share of a core, and waits between these seconds to stay within it.
+DRAW_SHARE = 0.15
+FLUSH_S, FLUSH_MAX_S = 1 / 15, 0.6
 UNFINISHED = "Thinking…"
 
 
@@ -134,6 +136,7 @@ class AssistantTurn(Vertical):
         self._thought: _Growing | None = None
         self._thought_since = 0.0
         self._answered = bool(content)
+        self._next_flush = self._thread_time = 0.0
 
     def compose(self) -> ComposeResult:
         yield text(f"◆ {self.speaker}", classes="speaker")
@@ -143,11 +146,12 @@ class AssistantTurn(Vertical):
         yield self.foot
 
     def on_mount(self) -> None:
-        self._ticker = self.set_interval(FLUSH_S, self.flush, pause=True)
+        self._ticker = self.set_interval(FLUSH_S, self._tick, pause=True)
 
     def begin(self) -> None:
         """The answer is being made: draw what is fed from now on."""
         self.say(self.BUSY)
+        self._thread_time = time.thread_time()
         self._ticker.resume()
 
     def say(self, note: str) -> None:
@@ -172,6 +176,13 @@ class AssistantTurn(Vertical):
             self._thought = _Growing(self.thinking.body)
             await self.mount(self.thinking, before=self.body)
         self._thought.feed(plain(piece))
+
+    async def _tick(self) -> None:
+        now, used = time.monotonic(), time.thread_time()
+        if now >= self._next_flush:
+            wait = min(FLUSH_MAX_S, (used - self._thread_time) / DRAW_SHARE)
+            self._next_flush, self._thread_time = now + wait, used
+            await self.flush()
 
     async def flush(self) -> None:
         """Draw what has been fed since the last time."""

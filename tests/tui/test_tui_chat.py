@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 from textual.events import Paste
-from textual.pilot import Pilot
 
 from localrun.chat.history import History
 from localrun.chat.messages import ChatModel, Message, ReplyEvent
@@ -16,36 +15,12 @@ from localrun.errors import (
     ModelNotFoundError,
     TemplateError,
 )
-from localrun.tui.app import ChatApp
 from localrun.tui.help import Welcome
 from localrun.tui.markdown import ModelMarkdown
 from localrun.tui.turn import AssistantTurn, ErrorTurn, Thinking, UserTurn
 from tests.tui.conftest import Running
+from tests.tui.driving import answers, ask, foot, notes, settled
 from tests.tui.scripted import END, Gate, ScriptedModel, words
-
-
-async def settled(app: ChatApp, pilot: Pilot[None]) -> None:
-    """Wait until no answer is running and everything is drawn."""
-    await app.workers.wait_for_complete()
-    await pilot.pause()
-
-
-async def ask(app: ChatApp, pilot: Pilot[None], text: str) -> None:
-    app.chat.composer.put(text)
-    await pilot.press("enter")
-    await pilot.pause()
-
-
-def answers(app: ChatApp) -> list[str]:
-    return [turn.body.source for turn in app.chat.query(AssistantTurn)]
-
-
-def notes(app: ChatApp) -> list[str]:
-    return [notification.message for notification in app._notifications]
-
-
-def foot(app: ChatApp) -> str:
-    return str(app.chat.query(AssistantTurn).last().foot.content)
 
 
 async def test_enter_sends_and_the_answer_is_shown_and_kept(running: Running) -> None:
@@ -227,8 +202,10 @@ async def test_the_old_answer_stays_when_its_replacement_never_begins(running: R
 async def test_reasoning_shows_while_it_streams_and_folds_for_the_answer(running: Running) -> None:
     thought, said = Gate(), Gate()
     model = ScriptedModel(
-        [ReplyEvent(reasoning="hm, "), ReplyEvent(reasoning="well"), thought]
-        + [ReplyEvent(text="Yes."), said, END]
+        [
+            *(ReplyEvent(reasoning="hm, "), ReplyEvent(reasoning="well"), thought),
+            *(ReplyEvent(text="Yes."), said, END),
+        ]
     )
     async with running(model) as (app, pilot):
         await ask(app, pilot, "hello")
