@@ -14,6 +14,7 @@ from pathlib import Path
 
 from localrun.errors import DiskFullError, LocalrunError
 
+_BLOCK = 4096  # the least a disk gives out: a directory's entry, a small file
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
 
@@ -71,7 +72,7 @@ def disk_errors(place: Path, needed_bytes: int = 0) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _FULL:
-            raise DiskFullError(str(place), needed_bytes) from error
+            raise DiskFullError(str(place), needed_bytes or _BLOCK) from error
         reason = error.strerror or str(error)
         raise LocalrunError(
             f"{place}: {reason}", hint="check the disk and its permissions, then try again"
