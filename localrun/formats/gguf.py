@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from localrun.errors import HeaderError
 from localrun.formats import limits
-from localrun.formats.header import Header, MetadataValue, Scalar, TensorInfo, TensorType
+from localrun.formats.gguf_tensors import identity, read_tensors
+from localrun.formats.header import Header, MetadataValue, Scalar, TensorInfo
 from localrun.formats.reader import Reader, Source
 from localrun.formats.text import shown
-from localrun.formats.types import GGUF_REMOVED, GGUF_TYPES
 
 MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -50,7 +51,7 @@ def _read(reader: Reader, size: int, name: str) -> Header:
     )
     n_keys = _count(reader, "metadata_kv_count", limits.GGUF_KEYS_MAX, limits.GGUF_KEY_BYTES_MIN)
     metadata, alignment = _metadata(reader, n_keys)
-    tensors = _tensors(reader, n_tensors, alignment, size)
+    tensors = read_tensors(reader, n_tensors, alignment, size)
     return Header("gguf", (name,), tensors, metadata, version, reader.position)
 
 
@@ -80,23 +81,13 @@ def _count(reader: Reader, field: str, most: int, smallest: int) -> int:
     return count
 
 
-def _name(raw: bytes, field: str, offset: int) -> str:
-    try:
-        name = raw.decode("utf-8")
-    except UnicodeDecodeError:
-        raise HeaderError(field, offset, "is not UTF-8") from None
-    if not name or "\0" in name:
-        raise HeaderError(field, offset, "is empty" if not name else "holds a NUL character")
-    return name
-
-
 def _metadata(reader: Reader, count: int) -> tuple[dict[str, MetadataValue], int]:
     metadata: dict[str, MetadataValue] = {}
     alignment = _DEFAULT_ALIGNMENT
     for index in range(count):
         start = reader.position
         raw = reader.string(f"metadata[{index}].key", longest=limits.GGUF_STRING_BYTES_MAX)
-        key = _name(raw, f"metadata[{index}].key", start)
+        key = identity(raw, f"metadata[{index}].key", start)
         if key in metadata:
             raise HeaderError(f"metadata[{index}].key", start, f"{shown(key)!r} stands twice")
         field, start = shown(key), reader.position
@@ -165,92 +156,6 @@ def _numbers(reader: Reader, kind: int, count: int, field: str, start: int) -> t
     return tuple(map(bool, raw))
 
 
-def _tensors(reader: Reader, count: int, alignment: int, size: int) -> tuple[TensorInfo, ...]:
-    claims: list[tuple[TensorInfo, int]] = []
-    seen: set[str] = set()
-    for index in range(count):
-        start = reader.position
-        raw = reader.string(f"tensor[{index}].name", longest=limits.GGUF_TENSOR_NAME_BYTES_MAX)
-        name = _name(raw, f"tensor[{index}].name", start)
-        if name in seen:
-            raise HeaderError(f"tensor[{index}].name", start, f"{shown(name)!r} stands twice")
-        seen.add(name)
-        claims.append(_tensor(reader, name))
-    data = _padded(reader.position, alignment)
-    expected = 0
-    placed: list[TensorInfo] = []
-    for tensor, at in claims:
-        field = f"{shown(tensor.name)}: offset"
-        if tensor.offset != expected:
-            problem = _misplaced(tensor.offset, expected, alignment)
-            raise HeaderError(field, at, problem)
-        begin = data + tensor.offset
-        if begin + tensor.bytes > size:
-            raise HeaderError(
-                field,
-                at,
-                f"its {tensor.bytes} bytes end at {begin + tensor.bytes}, the file at {size}",
-            )
-        expected += _padded(tensor.bytes, alignment)
-        placed.append(TensorInfo(tensor.name, tensor.type, tensor.shape, begin, tensor.bytes))
-    return tuple(placed)
-
-
-def _misplaced(offset: int, expected: int, alignment: int) -> str:
-    if offset % alignment:
-        return f"{offset} is not on the alignment of {alignment}"
-    if offset < expected:
-        return f"{offset} overlaps the tensor before it, which ends at {expected}"
-    return f"{offset} leaves a gap: the tensor before it ends at {expected}"
-
-
-def _tensor(reader: Reader, name: str) -> tuple[TensorInfo, int]:
-    """One tensor info with the offset still relative to the data, and where that stands."""
-    field, start = shown(name), reader.position
-    n_dims = reader.u32(f"{field}: dimensions")
-    if n_dims > limits.GGUF_DIMENSIONS_MAX:
-        raise HeaderError(
-            f"{field}: dimensions", start, f"{n_dims}, at most {limits.GGUF_DIMENSIONS_MAX}"
-        )
-    dims = []
-    for index in range(n_dims):
-        at = reader.position
-        dim = reader.u64(f"{field}: shape[{index}]")
-        if not 0 < dim <= limits.GGUF_DIMENSION_MAX:
-            raise HeaderError(f"{field}: shape[{index}]", at, f"{dim} elements are impossible")
-        dims.append(dim)
-    kind = _tensor_type(reader, field)
-    innermost = dims[0] if dims else 1
-    if innermost % kind.block_elements:
-        raise HeaderError(
-            f"{field}: shape[0]",
-            start + 4,
-            f"{innermost} is not a multiple of {kind.name}'s block of {kind.block_elements}",
-        )
-    blocks = innermost // kind.block_elements
-    for dim in dims[1:]:
-        blocks *= dim
-    at = reader.position
-    offset = reader.u64(f"{field}: offset")
-    shape = tuple(reversed(dims))
-    return TensorInfo(name, kind, shape, offset, blocks * kind.block_bytes), at
-
-
-def _tensor_type(reader: Reader, field: str) -> TensorType:
-    start = reader.position
-    number = reader.u32(f"{field}: type")
-    kind = GGUF_TYPES.get(number)
-    if kind is None:
-        removed = GGUF_REMOVED.get(number)
-        problem = f"{removed} was removed from GGUF" if removed else f"{number} is no tensor type"
-        raise HeaderError(f"{field}: type", start, problem)
-    return kind
-
-
-def _padded(count: int, alignment: int) -> int:
-    return -(-count // alignment) * alignment
-
-
 def join_splits(parts: Sequence[Header]) -> Header:
     """One header of a split model's parts, in order; metadata is the first part's.
 
@@ -271,11 +176,7 @@ def join_splits(parts: Sequence[Header]) -> Header:
                     shown(tensor.name), tensor.offset, "is in two parts of the model", file=name
                 )
             seen.add(tensor.name)
-            tensors.append(
-                TensorInfo(
-                    tensor.name, tensor.type, tensor.shape, tensor.offset, tensor.bytes, index
-                )
-            )
+            tensors.append(replace(tensor, file=index) if index else tensor)
     first = parts[0]
     if len(parts) > 1:
         _expect(first.metadata, "split.tensors.count", len(tensors), first.files[0], absent=0)

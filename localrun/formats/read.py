@@ -70,9 +70,18 @@ def _read_indexed(index: Path) -> Header:
 
 def _read_one(path: Path) -> Header:
     with FileSource(path) as source:
-        if format_of(source, path.name) == "gguf":
-            return read_gguf(source, path.name)
-        return read_safetensors(source, path.name)
+        return read_source(source, path.name)
+
+
+def read_source(source: Source, name: str) -> Header:
+    """Read the header of one weight file, wherever its bytes come from.
+
+    Raises:
+        UnsafeFormatError: a pickle or an archive.
+        HeaderError: anything else that is not a well-formed header.
+    """
+    read = read_gguf if format_of(source, name) == "gguf" else read_safetensors
+    return read(source, name)
 
 
 def format_of(source: Source, name: str) -> Format:

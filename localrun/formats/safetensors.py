@@ -23,6 +23,8 @@ from localrun.formats.types import SAFETENSORS_TYPES
 _PREFIX = 8
 _U64_MAX = 2**64 - 1
 _FIELDS = {"dtype", "shape", "data_offsets"}
+# Not bool, which is a subclass.
+_INTEGER = frozenset({int})
 # One component on POSIX and on Windows alike: no separator, drive, stream or hidden name.
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}\.safetensors\Z", re.ASCII)
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])\.", re.IGNORECASE)
@@ -92,9 +94,8 @@ def _parse(raw: bytes, field: str, offset: int) -> object:
         raise HeaderError(field, offset, f"{text} is no JSON number")
 
     def integer(text: str) -> int:
-        # Longer than any 64-bit number; int() of a long text is slow. The library reads no "-0".
-        if len(text) > 20 or text[0] == "-":
-            raise HeaderError(field, offset, f"the number {shown(text)} is out of range")
+        if text == "-0":
+            raise HeaderError(field, offset, "-0 is no integer to the library")
         return int(text)
 
     try:
@@ -102,12 +103,15 @@ def _parse(raw: bytes, field: str, offset: int) -> object:
             raw.decode("utf-8"),
             object_pairs_hook=unique,
             parse_constant=constant,
-            parse_int=integer,
+            # Called for every number, so only where one may be at fault.
+            parse_int=integer if b"-0" in raw else None,
         )
     except UnicodeDecodeError as error:
         raise HeaderError(field, offset + error.start, "is not UTF-8") from None
     except json.JSONDecodeError as error:
         raise HeaderError(field, offset + error.pos, f"is not JSON: {error.msg}") from None
+    except ValueError:
+        raise HeaderError(field, offset, "holds a number of thousands of digits") from None
     except RecursionError:
         raise HeaderError(field, offset, "is nested too deeply") from None
 
@@ -121,10 +125,8 @@ def _object(value: object, field: str) -> dict[str, object]:
 def _text(value: object, field: str) -> str:
     if not isinstance(value, str):
         raise HeaderError(field, _PREFIX, f"is a JSON {type(value).__name__}, not a string")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise HeaderError(field, _PREFIX, "holds half of a surrogate pair") from None
+    if not value.isascii() and any("\ud800" <= mark <= "\udfff" for mark in value):
+        raise HeaderError(field, _PREFIX, "holds half of a surrogate pair")
     return value
 
 
@@ -136,42 +138,47 @@ def _strings(value: object) -> dict[str, str]:
 
 
 def _tensor(key: str, value: object, data: int) -> TensorInfo:
-    field = shown(_text(key, "tensor name"))
-    entry = _object(value, field)
+    _text(key, "tensor name")
+    try:
+        return _claim(key, value, data)
+    except HeaderError as error:
+        field = f"{shown(key)}: {error.field}" if error.field else shown(key)
+        raise HeaderError(field, error.offset, error.problem) from None
+
+
+def _claim(key: str, value: object, data: int) -> TensorInfo:
+    entry = _object(value, "")
     if entry.keys() != _FIELDS:
         have = ", ".join(shown(name) for name in list(entry)[:5])
-        raise HeaderError(field, _PREFIX, f"has the fields {have}; dtype, shape, data_offsets fit")
-    kind = SAFETENSORS_TYPES.get(_text(entry["dtype"], f"{field}: dtype"))
+        raise HeaderError("", _PREFIX, f"has the fields {have}; dtype, shape, data_offsets fit")
+    kind = SAFETENSORS_TYPES.get(_text(entry["dtype"], "dtype"))
     if kind is None:
-        raise HeaderError(f"{field}: dtype", _PREFIX, f"{shown(str(entry['dtype']))} is no type")
-    shape = _integers(entry["shape"], f"{field}: shape")
+        raise HeaderError("dtype", _PREFIX, f"{shown(str(entry['dtype']))} is no type")
+    shape = _integers(entry["shape"], "shape")
     if len(shape) > limits.SAFETENSORS_DIMENSIONS_MAX:
-        raise HeaderError(f"{field}: shape", _PREFIX, f"has {len(shape)} dimensions")
-    offsets = _integers(entry["data_offsets"], f"{field}: data_offsets")
+        raise HeaderError("shape", _PREFIX, f"has {len(shape)} dimensions")
+    offsets = _integers(entry["data_offsets"], "data_offsets")
     if len(offsets) != 2:
-        raise HeaderError(f"{field}: data_offsets", _PREFIX, f"has {len(offsets)} numbers, not 2")
+        raise HeaderError("data_offsets", _PREFIX, f"has {len(offsets)} numbers, not 2")
     begin, end = offsets
     elements = 1
     for dim in shape:
         elements *= dim
         # The library multiplies in 64 bits and refuses an overflow even where a 0 follows.
         if elements * 8 * kind.block_bytes > _U64_MAX:
-            raise HeaderError(f"{field}: shape", _PREFIX, "has too many elements")
+            raise HeaderError("shape", _PREFIX, "has too many elements")
     blocks, rest = divmod(elements, kind.block_elements)
     if rest or begin > end or end - begin != blocks * kind.block_bytes:
-        raise HeaderError(
-            f"{field}: data_offsets",
-            _PREFIX,
-            f"{begin} to {end} is not what shape {list(shape)} of {kind.name} takes",
-        )
+        problem = f"{begin} to {end} is not what shape {list(shape)} of {kind.name} takes"
+        raise HeaderError("data_offsets", _PREFIX, problem)
     return TensorInfo(key, kind, shape, data + begin, end - begin)
 
 
 def _integers(value: object, field: str) -> tuple[int, ...]:
-    if not isinstance(value, list) or not all(type(item) is int for item in value):
+    if not isinstance(value, list) or not _INTEGER.issuperset(map(type, value)):
         raise HeaderError(field, _PREFIX, "is not a list of integers")
-    if any(item > _U64_MAX for item in value):
-        raise HeaderError(field, _PREFIX, "holds a number over 64 bits")
+    if value and not 0 <= min(value) <= max(value) <= _U64_MAX:
+        raise HeaderError(field, _PREFIX, "holds a number that 64 bits without a sign do not")
     return tuple(value)
 
 
