@@ -27,9 +27,10 @@ from localrun.ref import HubRef
 from localrun.store import hub_cache
 from localrun.store.files import Digest, ModelFile, ModelFiles, Role
 from localrun.store.hub_address import Endpoint, endpoint, tls
+from localrun.store.hub_choice import canonical, needed, select
 from localrun.store.hub_layout import COMMIT, DEFAULT_REVISION, HubRepo, blob_name, inside
 from localrun.store.layout import name_problem
-from localrun.store.quants import PICKLE_SUFFIXES, Grouped, Variant, choose_projector, group
+from localrun.store.quants import PICKLE_SUFFIXES, Grouped, group
 
 if TYPE_CHECKING:
     import httpx2
@@ -72,10 +73,10 @@ def resolve(ref: HubRef, settings: Settings, revision: str | None = None) -> Mod
     files = {file.name: file for file in _listed(ref, info)}
     grouped = group((file.name, file.bytes) for file in files.values())
     _refuse_pickles(ref, grouped, tuple(files))
-    variant = hub_cache.select(ref, grouped)
-    wanted = _wanted(grouped, variant, tuple(files))
+    variant = select(ref, grouped)
+    wanted = needed(grouped, variant, tuple(files))
     return ModelFiles(
-        ref=hub_cache.canonical(ref, grouped, variant),
+        ref=canonical(ref, grouped, variant),
         origin="hub",
         format=variant.format,
         files=tuple(
@@ -208,17 +209,6 @@ def _refuse_pickles(ref: HubRef, grouped: Grouped, names: tuple[str, ...]) -> No
             hint="look for a conversion of this model to safetensors or GGUF",
         )
     raise ModelNotFoundError(f"{ref.repo_id} holds no GGUF or safetensors weights")
-
-
-def _wanted(grouped: Grouped, variant: Variant, names: tuple[str, ...]) -> dict[str, Role]:
-    wanted: dict[str, Role] = dict.fromkeys(variant.files, "weights")
-    projector = choose_projector(grouped.projectors)
-    if projector is not None and variant.format == "gguf":
-        for name in projector.files:
-            wanted.setdefault(name, "projector")
-    return wanted | {
-        name: role for name, role in hub_cache.companions(names, variant) if name not in wanted
-    }
 
 
 def _located(file: ModelFile, role: Role, repo: HubRepo, commit: str, hub: Endpoint) -> ModelFile:

@@ -15,25 +15,14 @@ from localrun.config import Settings
 from localrun.errors import ModelNotFoundError, RefError, VerificationError
 from localrun.ref import HubRef, check_part
 from localrun.store.disk import disk_errors
-from localrun.store.files import DigestKind, ModelFile, ModelFiles, Role
+from localrun.store.files import DigestKind, ModelFile, ModelFiles
+from localrun.store.hub_choice import canonical, needed, select
 from localrun.store.hub_layout import COMMIT, DEFAULT_REVISION, HubRepo, blob_digest, inside
 from localrun.store.layout import name_problem
-from localrun.store.quants import (
-    INDEX_SUFFIX,
-    SAFETENSORS_TAG,
-    Grouped,
-    Variant,
-    choose,
-    choose_projector,
-    containing,
-    group,
-)
+from localrun.store.quants import INDEX_SUFFIX, Grouped, Variant, group
 
 INDEX_MAX_BYTES = 64 << 20
 _CHUNK = 1 << 20
-_TOKENIZERS = frozenset(
-    ("vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", "tekken.json")
-)
 
 
 class Hash(Protocol):
@@ -155,78 +144,6 @@ def hasher(kind: DigestKind, size: int) -> Hash:
     return hashing
 
 
-def role_of(name: str) -> Role | None:
-    """What a repository's file is for, beside its weights; None for what nobody needs.
-
-    Only the repository's top directory counts: settings in deeper ones belong to something else.
-    """
-    lower = name.lower()
-    if "/" in lower:
-        return "index" if lower.endswith(INDEX_SUFFIX) else None
-    if lower.endswith(INDEX_SUFFIX):
-        return "index"
-    if lower in ("config.json", "generation_config.json", "preprocessor_config.json"):
-        return "config"
-    if lower.startswith("chat_template"):
-        return "tokenizer"
-    if lower.startswith("tokenizer") and lower.endswith((".json", ".model")):
-        return "tokenizer"
-    return "tokenizer" if lower in _TOKENIZERS else None
-
-
-def companions(names: Sequence[str], variant: Variant) -> tuple[tuple[str, Role], ...]:
-    """The small files to keep beside a variant's weights. A GGUF carries its own tokenizer."""
-    kept: list[tuple[str, Role]] = []
-    home = PurePosixPath(variant.files[0]).parent
-    for name in sorted(names):
-        role = role_of(name)
-        if role is None or (role == "index" and PurePosixPath(name).parent != home):
-            continue
-        inside_gguf = role in ("index", "tokenizer") and not name.lower().startswith(
-            "chat_template"
-        )
-        if not (variant.format == "gguf" and inside_gguf):
-            kept.append((name, role))
-    return tuple(kept)
-
-
-def select(ref: HubRef, grouped: Grouped) -> Variant:
-    """The variant a reference means.
-
-    Raises:
-        ModelNotFoundError: nothing fits, listing what exists.
-    """
-    if ref.file is None:
-        if not grouped.variants and grouped.broken:
-            raise ModelNotFoundError(f"{ref.repo_id} lacks shards: {', '.join(grouped.broken[:3])}")
-        return choose(grouped.variants, ref.tag)
-    variant = containing((*grouped.variants, *grouped.projectors), ref.file)
-    if variant is None:
-        names = ", ".join(variant.files[0] for variant in grouped.variants[:12])
-        raise ModelNotFoundError(
-            f"{ref.repo_id} holds no complete model file {ref.file!r}; it holds {names or 'none'}"
-        )
-    return variant
-
-
-def canonical(ref: HubRef, grouped: Grouped, variant: Variant) -> HubRef:
-    """The reference that names this variant and no other of its repository."""
-    plain = HubRef(ref.org, ref.repo)
-    if variant.format == "safetensors":
-        alone = all(other.format == "safetensors" for other in grouped.variants)
-        return plain if alone else HubRef(ref.org, ref.repo, tag=SAFETENSORS_TAG)
-    same = [other for other in grouped.variants if other.tag == variant.tag]
-    if variant.tag and len(same) == 1 and variant in same:
-        return HubRef(ref.org, ref.repo, tag=variant.tag)
-    if not variant.tag and len(grouped.variants) == 1 and variant in same:
-        return plain
-    with suppress(RefError):
-        for part in variant.files[0].split("/"):
-            check_part(part, "file name")
-        return HubRef(ref.org, ref.repo, file=variant.files[0])
-    return ref
-
-
 def _repositories(root: Path) -> Iterator[tuple[str, str]]:
     try:
         names = os.listdir(root)
@@ -301,11 +218,6 @@ def _indexed(path: Path, home: PurePosixPath) -> set[str]:
 def _files(
     repo: HubRepo, snapshot: _Snapshot, grouped: Grouped, variant: Variant, ref: HubRef
 ) -> ModelFiles:
-    wanted: list[tuple[str, Role]] = [(name, "weights") for name in variant.files]
-    projector = choose_projector(grouped.projectors)
-    if projector is not None and projector != variant and variant.format == "gguf":
-        wanted += [(name, "projector") for name in projector.files]
-    wanted += companions(tuple(snapshot.paths), variant)
     return ModelFiles(
         ref=ref,
         origin="hub",
@@ -318,7 +230,7 @@ def _files(
                 path=repo.pointer(snapshot.commit, name),
                 digest=blob_digest(snapshot.paths[name].name),
             )
-            for name, role in wanted
+            for name, role in needed(grouped, variant, tuple(snapshot.paths)).items()
         ),
         revision=snapshot.commit,
         quants=grouped.tags,
