@@ -183,7 +183,7 @@ class ChatActions(Screen[None]):
             self.chat_app.say("there is no answer yet")
             return
         last = self.query(AssistantTurn).last()
-        for child in reversed(self.transcript.children):
+        for child in reversed(self.transcript.turns.children):
             await child.remove()  # with what was noted under it
             if child is last:
                 break

@@ -68,8 +68,8 @@ class ChatApp(App[None]):
         self._model: ChatModel | None = None
         self._quit_armed = False
 
-    def on_mount(self) -> None:
-        self.push_screen(self.chat)
+    async def on_mount(self) -> None:
+        await self.push_screen(self.chat)
         self.load(self.model_ref)
 
     async def on_unmount(self) -> None:

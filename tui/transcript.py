@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from textual.app import ComposeResult
-from textual.containers import VerticalScroll
+from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import Static
@@ -30,11 +30,14 @@ class Transcript(VerticalScroll, can_focus=False):
 
     def __init__(self, draw: Callable[[Turn], Widget], *, id: str | None = None) -> None:
         super().__init__(id=id)
+        # Fills the view at least: an anchored view of less than its height would scroll below 0.
+        self.turns = Vertical(id="turns", classes="empty")
         self._draw = draw
         self._hidden: list[Turn] = []
 
     def compose(self) -> ComposeResult:
-        yield Welcome("")
+        with self.turns:
+            yield Welcome("")
 
     def on_mount(self) -> None:
         self.anchor()
@@ -43,28 +46,30 @@ class Transcript(VerticalScroll, can_focus=False):
         """Show another conversation; an empty one shows the first keys."""
         self._hidden = list(turns[:-RECENT])
         with self.app.batch_update():
-            await self.remove_children()
+            await self.turns.remove_children()
+            self.turns.set_class(not turns, "empty")
             if turns:
                 await self._mount_line()
-                await self.mount_all([self._draw(turn) for turn in turns[-RECENT:]])
+                await self.turns.mount_all([self._draw(turn) for turn in turns[-RECENT:]])
             else:
-                await self.mount(Welcome(model))
+                await self.turns.mount(Welcome(model))
         self.anchor()
 
     async def add(self, turn: Widget) -> None:
         """Show one more under the others, and follow it."""
         await self.query(Welcome).remove()
-        await self.mount(turn)
+        self.turns.remove_class("empty")
+        await self.turns.mount(turn)
         self.anchor()
 
     async def hide_old(self, turns: Sequence[Turn]) -> None:
         """Take away all but the latest of ``turns``, the whole conversation, once they are many."""
-        shown = [c for c in self.children if isinstance(c, UserTurn | AssistantTurn)]
+        shown = [c for c in self.turns.children if isinstance(c, UserTurn | AssistantTurn)]
         if len(shown) <= 2 * RECENT:
             return
         first = shown[-RECENT]
         with self.app.batch_update():
-            for child in list(self.children):
+            for child in list(self.turns.children):
                 if child is first:
                     break
                 await child.remove()
@@ -78,10 +83,10 @@ class Transcript(VerticalScroll, can_focus=False):
         if turns:
             with self.app.batch_update():
                 await self.query(".earlier").remove()
-                await self.mount_all([self._draw(turn) for turn in turns], before=0)
+                await self.turns.mount_all([self._draw(turn) for turn in turns], before=0)
         self.scroll_home(animate=False)
 
     async def _mount_line(self) -> None:
         if self._hidden:
             line = Content.styled(f"▴ {len(self._hidden)} earlier messages · Ctrl+Home", MUTED)
-            await self.mount(Static(line, markup=False, classes="earlier"), before=0)
+            await self.turns.mount(Static(line, markup=False, classes="earlier"), before=0)
