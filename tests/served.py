@@ -18,6 +18,8 @@ async def served(app: ServedApp, *, api_key: str | None = None) -> AsyncIterator
     port: int = listener.getsockname()[1]
     with listener:
         running = asyncio.create_task(server.serve(sockets=[listener]))
+        while not server.started:
+            await asyncio.sleep(0)
         try:
             yield port
         finally:

@@ -107,7 +107,7 @@ def _process(server: RunningServer) -> psutil.Process | None:
         process = psutil.Process(server.pid)
         same = abs(process.create_time() - server.create_time) < SAME_START_S
         return process if same and process.status() != psutil.STATUS_ZOMBIE else None
-    except psutil.Error:
+    except (psutil.Error, ValueError):
         return None
 
 
@@ -136,5 +136,5 @@ def _read(file: Path) -> RunningServer | None:
             port=int(fields["port"]),
             models=tuple(str(model) for model in fields["models"]),
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
         return None
