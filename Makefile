@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
 run: .venv/.installed
 	$(BIN)/localrun pull smollm2
-	$(BIN)/localrun run smollm2 "What is the capital of France?" --temperature 0 --stats
+	$(BIN)/localrun run smollm2 "Name the capital of France." --temperature 0 --stats
 
 test: lint types tests
 

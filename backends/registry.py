@@ -29,6 +29,10 @@ class Backend(Protocol):
         """What is installed. Never raises for a missing or broken library."""
         ...
 
+    def install_command(self, gpu: str = "cpu", *, rebuild: bool = False) -> str:
+        """What to type to have the library built for ``gpu``, a ``Gpu.kind``."""
+        ...
+
     def supports(self, spec: ModelSpec, format: Format) -> str | None:
         """None, or why this model cannot be run. Answered without importing the library."""
         ...

@@ -6,6 +6,8 @@ Nothing here imports llama_cpp until ``probe`` or ``load`` is called.
 from __future__ import annotations
 
 import ctypes
+import shlex
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,15 +35,18 @@ _BUILD_FLAGS: Final = {
 }
 
 
-def install_command(gpu: str = "cpu") -> str:
+def install_command(gpu: str = "cpu", *, rebuild: bool = False) -> str:
     """The command that builds the library for ``gpu``, a ``Gpu.kind`` of the machine.
+
+    ``rebuild`` replaces an installed one; pip would otherwise leave it, or take its cached wheel.
 
     OpenMP is off because its waiting threads lose most of the speed when another program keeps a
     core busy (bench/METHODOLOGY.md).
     """
-    again = "" if gpu == "cpu" else " --force-reinstall --no-cache-dir"
+    again = " --force-reinstall --no-cache-dir --no-deps" if rebuild else ""
     flags = f"-DGGML_OPENMP=OFF{_BUILD_FLAGS.get(gpu, '')}"
-    return f'CMAKE_ARGS="{flags}" pip install{again} {DISTRIBUTION}=={VERSION}'
+    pip = f"{shlex.quote(sys.executable)} -m pip"
+    return f'CMAKE_ARGS="{flags}" {pip} install{again} {DISTRIBUTION}=={VERSION}'
 
 
 def probe() -> BackendReport:
@@ -108,6 +113,7 @@ def load(plan: Plan) -> ModelRunner:
 
     model_parameters, context_parameters = parameters(plan.execution)
     paths = [file.encode() for file in plan.files]
+    library.forget_problem()
     with library.logged() as log:
         if len(paths) == 1:
             model = llama.llama_model_load_from_file(paths[0], model_parameters)
@@ -115,13 +121,13 @@ def load(plan: Plan) -> ModelRunner:
             array = (ctypes.c_char_p * len(paths))(*paths)
             model = llama.llama_model_load_from_splits(array, len(paths), model_parameters)
         if model is None:
-            raise EngineError(f"{plan.files[0]} could not be loaded: {log.problem}")
+            raise EngineError(f"{plan.files[0]} could not be loaded: {library.problem()}")
         context = None
         if llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model)) > 0:
             context = llama.llama_init_from_model(model, context_parameters)
     if context is None:
         llama.llama_model_free(model)
-        raise EngineError(f"{plan.files[0]} could not be run: {log.problem}")
+        raise EngineError(f"{plan.files[0]} could not be run: {library.problem()}")
     return LlamaCppRunner(model, context, read_buffers(log), n_ctx=plan.execution.n_ctx)
 
 

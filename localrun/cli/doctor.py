@@ -17,7 +17,7 @@ from localrun.cli.options import Json
 from localrun.cli.output import emit_json, note, say, size
 
 if TYPE_CHECKING:
-    from localrun.backends.report import BackendReport
+    from localrun.backends.registry import Backend
     from localrun.config import Settings
     from localrun.hardware.machine import Machine
 
@@ -62,7 +62,7 @@ def _checks(here: Settings, machine: Machine) -> Iterator[Check]:
 
     yield Check("python", "ok", f"{platform.python_version()} at {sys.executable}")
     for name in names():
-        yield from backend_checks(backend(name).probe(), machine)
+        yield from backend_checks(backend(name), machine)
     yield _pip()
     yield _configuration(here)
     yield from _store(here)
@@ -71,8 +71,9 @@ def _checks(here: Settings, machine: Machine) -> Iterator[Check]:
         yield Check("disk", "ok", f"{size(disk.free)} free under {disk.path}")
 
 
-def backend_checks(report: BackendReport, machine: Machine) -> Iterator[Check]:
+def backend_checks(backend: Backend, machine: Machine) -> Iterator[Check]:
     """What one backend's library and this machine's devices say of each other."""
+    report = backend.probe()
     if not report.installed:
         yield Check(report.name, "missing", report.problem or "not installed", report.install)
         yield from _compilers()
@@ -83,19 +84,20 @@ def backend_checks(report: BackendReport, machine: Machine) -> Iterator[Check]:
     devices = ", ".join(device.description or device.name for device in report.devices)
     yield Check(report.name, "ok", f"version {report.version}, runs on {devices or 'nothing'}")
     if machine.gpus and not report.has_gpu:
-        gpu = machine.gpus[0]
+        found = machine.gpus[0]
         yield Check(
             f"{report.name} on the GPU",
             "missing",
-            f"{gpu.name} is here, but the library was built for the CPU",
-            report.install_for(gpu.kind),
+            f"{found.name} is here, but the library was built for the CPU",
+            backend.install_command(found.kind, rebuild=True),
         )
     if report.openmp:
+        gpu = machine.gpus[0].kind if report.has_gpu and machine.gpus else "cpu"
         yield Check(
             f"{report.name} threads",
             "note",
             "built with OpenMP: much slower while another program keeps a core busy",
-            report.install_for("cpu"),
+            backend.install_command(gpu, rebuild=True),
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +14,7 @@ from localrun.cli.output import emit_json, note, say, size, table
 if TYPE_CHECKING:
     from localrun.models.spec import ModelSpec
     from localrun.store.files import ModelFiles
+    from localrun.store.importing import Imported
 
 Force = Annotated[
     bool, typer.Option("--force", help="Also what another program fetched or another name uses.")
@@ -188,14 +191,41 @@ def import_model(
     json: Json = False,
 ) -> None:
     """Use models that are on this disk already; links them, never moves or copies."""
-    from localrun.config import settings
-    from localrun.store.importing import import_from
-
-    imported = import_from(source, settings(), name=name)
+    imported = _import(source, name)
     if json:
-        emit_json({"models": [{"ref": str(files.ref), "bytes": files.bytes} for files in imported]})
+        emit_json(
+            {
+                "models": [
+                    {"ref": str(files.ref), "bytes": files.bytes} for files in imported.models
+                ],
+                "skipped": [asdict(skipped) for skipped in imported.skipped],
+            }
+        )
         return
-    for files in imported:
+    for files in imported.models:
         say(f"{files.ref}  {size(files.bytes)}")
-    if not imported:
+    for skipped in imported.skipped:
+        note(f"skipped {skipped.name}: {skipped.reason}")
+    if not imported.models and not imported.skipped:
         note(f"nothing to import from {source}")
+
+
+def _import(source: str, name: str | None) -> Imported:
+    from localrun.config import settings
+    from localrun.errors import UsageError
+    from localrun.ref import LocalRef, parse
+    from localrun.store.importing import Imported, import_path
+
+    if source in ("ollama", "lmstudio"):
+        if name is not None:
+            raise UsageError(f"--name {name}: the models of {source} keep their own names")
+        if source == "ollama":
+            from localrun.store.ollama import import_ollama
+
+            return import_ollama(settings())
+        from localrun.store.lmstudio import import_lmstudio
+
+        return import_lmstudio(settings())
+    ref = None if name is None else parse(f"local:{name}")
+    assert ref is None or isinstance(ref, LocalRef)
+    return Imported((import_path(Path(source), settings(), ref),), ())

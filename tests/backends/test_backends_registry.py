@@ -117,7 +117,7 @@ def test_a_gpu_is_ready_only_where_there_is_one_and_the_library_sees_it() -> Non
     [("cuda", "GGML_CUDA"), ("rocm", "GGML_HIP"), ("metal", "GGML_METAL")],
 )
 def test_the_command_for_a_gpu_builds_anew_with_its_flag(gpu: str, flag: str) -> None:
-    command = llamacpp.install_command(gpu)
+    command = llamacpp.install_command(gpu, rebuild=True)
     assert f"-D{flag}=ON" in command
     assert "--force-reinstall" in command
 

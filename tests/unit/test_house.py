@@ -140,21 +140,33 @@ def test_an_error_carries_exit_code_status_and_hint_and_stands_in_the_tree(
     assert "\n" not in kind.hint
 
 
-def catches_everything(handler: ast.ExceptHandler) -> bool:
-    kind = handler.type
-    return kind is None or (
-        isinstance(kind, ast.Name) and kind.id in {"Exception", "BaseException"}
+def swallows_everything(node: ast.AST) -> bool:
+    """A handler of every exception that does not end by raising it again (as a clean-up does)."""
+    if not isinstance(node, ast.ExceptHandler):
+        return False
+    names = {name.id for name in ast.walk(node.type or node) if isinstance(name, ast.Name)}
+    broad = node.type is None or names & {"Exception", "BaseException"}
+    return bool(broad) and not isinstance(node.body[-1], ast.Raise)
+
+
+def handles_for_the_port(node: ast.AST) -> bool:
+    """Registers a handler of every exception of a request."""
+    return (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in {"exception_handler", "add_exception_handler"}
+        and any(isinstance(name, ast.Name) and name.id == "Exception" for name in node.args)
     )
 
 
 def test_only_the_two_boundaries_catch_every_exception() -> None:
-    broad = []
-    for module, path in MODULES.items():
-        for node in ast.walk(tree(path)):
-            if isinstance(node, ast.ExceptHandler) and catches_everything(node):
-                broad.append(module)
+    nodes = [(module, node) for module, path in MODULES.items() for node in ast.walk(tree(path))]
 
-    assert sorted(set(broad)) == ["localrun.cli.app", "localrun.server.guards"]
+    swallowing = [module for module, node in nodes if swallows_everything(node)]
+    at_the_port = [module for module, node in nodes if handles_for_the_port(node)]
+
+    assert swallowing == ["localrun.cli.app"]
+    assert at_the_port == ["localrun.server.app"]
 
 
 def test_only_the_configuration_reads_the_environment() -> None:
