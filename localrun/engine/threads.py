@@ -16,6 +16,7 @@ from typing import Final, Literal
 Direction = Literal[-1, 1]
 
 _WINDOW: Final = 5
+_RECENT: Final = 3
 _TRIAL_STEPS: Final = 3
 # A median this much above the best one of the same count: somebody else has come.
 _JUMP: Final = 1.5
@@ -23,11 +24,15 @@ _CLEARLY_SLOWER: Final = 1.15
 _FASTER: Final = 0.92
 # Fewer threads at a speed gained by more than memory bandwidth explains: cores are contended.
 _CONTENDED: Final = 1.25
-# Steps before a count is tried (again). A trial of one step fewer threads costs less than one
-# step: over 128 quiet steps two trials are made, about 1 %.
-_FIRST_WAIT: Final = 16
+# Steps before a count is tried again, and how they grow with each rejection. A trial of one step
+# fewer threads costs less than one step: over 128 quiet steps two are made, about 1 %.
+# More threads are tried again sooner: a few slow steps may have been chance.
+_FIRST_WAIT: Final[dict[Direction, int]] = {-1: 16, 1: 4}
 _GROWTH: Final[dict[Direction, int]] = {-1: 4, 1: 2}
 _LONGEST_WAIT: Final[dict[Direction, int]] = {-1: 4096, 1: 256}
+# A trial among many busy cores can take fifty steps' time. It must be this rare.
+_COST: Final = 0.02
+_RAREST: Final = 4096
 _AFTER_REJECTION: Final = 8
 _LASTING: Final = 64
 
@@ -54,8 +59,9 @@ class ThreadTuner:
         self._best: float | None = None
         self._trial: Direction | None = None
         self._trial_times: list[float] = []
-        self._wait: dict[Direction, int] = {-1: _FIRST_WAIT, 1: _FIRST_WAIT}
-        self._due: dict[Direction, int] = dict(self._wait)
+        self._wait = dict(_FIRST_WAIT)
+        # The first trial comes at once: a neighbour may have been there before us.
+        self._due: dict[Direction, int] = {-1: 0, 1: 0}
         self._steps_here = 0
         self._since_rejection = _AFTER_REJECTION
         self._contended = False
@@ -86,14 +92,17 @@ class ThreadTuner:
         self._since_rejection += 1
         self._due[-1] -= 1
         self._due[1] -= 1
-        if len(self._window) < _WINDOW:
+        if len(self._window) < _RECENT:
             return
-        now = median(self._window)
-        self._best = now if self._best is None else min(self._best, now)
-        if now > _JUMP * self._best and self._since_rejection > _AFTER_REJECTION:
+        recent = list(self._window)[-_RECENT:]
+        usual = median(self._window)
+        self._best = usual if self._best is None else min(self._best, usual)
+        jumped = max(usual, min(recent)) > _JUMP * self._best
+        if jumped and self._since_rejection > _AFTER_REJECTION:
             self._due[-1] = 0
             # If fewer threads do not help, this is how long a step takes now: contexts grow.
-            self._best = now
+            self._best = median(recent)
+            self._window = deque(recent, maxlen=_WINDOW)
         directions: tuple[Direction, ...] = (-1, 1)
         for direction in directions:
             if self._due[direction] <= 0 and 0 <= self._at + direction < len(self._ladder):
@@ -105,22 +114,24 @@ class ThreadTuner:
         self._trial_times.append(seconds)
         usual = median(self._window)
         if len(self._trial_times) == 1 and seconds > _CLEARLY_SLOWER * usual:
-            self._reject(direction)
+            self._reject(direction, usual)
         elif len(self._trial_times) == _TRIAL_STEPS:
             tried = median(self._trial_times)
             if tried < _FASTER * usual:
                 self._move(direction, usual / tried)
             else:
-                self._reject(direction)
+                self._reject(direction, usual)
 
-    def _reject(self, direction: Direction) -> None:
+    def _reject(self, direction: Direction, usual: float) -> None:
+        lost = (sum(self._trial_times) - usual * len(self._trial_times)) / max(usual, 1e-9)
         self._trial = None
         self._since_rejection = 0
-        self._postpone(direction)
+        self._postpone(direction, at_least=int(lost / _COST))
 
-    def _postpone(self, direction: Direction) -> None:
-        longer = self._wait[direction] * _GROWTH[direction]
-        self._wait[direction] = self._due[direction] = min(longer, _LONGEST_WAIT[direction])
+    def _postpone(self, direction: Direction, at_least: int = 0) -> None:
+        longer = min(self._wait[direction] * _GROWTH[direction], _LONGEST_WAIT[direction])
+        self._wait[direction] = longer
+        self._due[direction] = min(max(longer, at_least), _RAREST)
 
     def _move(self, direction: Direction, gain: float) -> None:
         back: Direction = 1 if direction == -1 else -1
@@ -128,14 +139,14 @@ class ThreadTuner:
         self._trial = None
         self._window = deque(self._trial_times, maxlen=_WINDOW)
         self._best = None
-        self._wait[direction] = _FIRST_WAIT
+        self._wait[direction] = _FIRST_WAIT[direction]
         # What helped once is tried again as soon as the window is full.
         self._due[direction] = 0
         if self._steps_here < _LASTING:
             # The last move did not last: trying it again soon would only swing to and fro.
             self._postpone(back)
         else:
-            self._wait[back] = self._due[back] = _FIRST_WAIT
+            self._wait[back] = self._due[back] = _FIRST_WAIT[back]
         self._steps_here = 0
         if direction == -1:
             self._contended = self._contended or gain >= _CONTENDED

@@ -404,7 +404,7 @@ def test_timings_are_from_begin_to_first_token_and_from_first_to_last() -> None:
 
 
 def test_threads_are_set_only_when_they_change() -> None:
-    runner = MockRunner("x" * 10)
+    runner = MockRunner("xy")
     with running(runner, threads=ThreadRange(2, 4), clock=lambda: 0.0) as engine:
         list(engine.submit(ask()))
 

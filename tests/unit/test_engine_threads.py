@@ -78,10 +78,22 @@ def test_half_of_quiet_speed_is_kept_with_one_of_two_cores_busy_from_the_start(
     assert speed(times) >= 0.46 * quiet_speed(2)
 
 
-def test_a_neighbour_that_comes_is_noticed_within_ten_steps() -> None:
+def test_trials_that_cost_fifty_steps_are_rare() -> None:
+    tuner = ThreadTuner(ThreadRange(2, 2))
+    times = []
+    for _ in range(4000):
+        threads = tuner.decode_threads
+        times.append(16.0 if threads == 1 else 800.0)
+        tuner.observe(threads, times[-1])
+
+    assert sum(times[100:]) <= 1.03 * 16.0 * len(times[100:])
+    assert times[:100].count(800.0) <= 5
+
+
+def test_a_neighbour_that_comes_is_noticed_within_eight_steps() -> None:
     tuner = ThreadTuner(ThreadRange(2, 2))
     simulate(tuner, 2, never, 500)
-    simulate(tuner, 2, lambda step: 1, 10)
+    simulate(tuner, 2, lambda step: 1, 8)
 
     assert tuner.decode_threads == 1
 
