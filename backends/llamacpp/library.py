@@ -24,15 +24,15 @@ _log = logging.getLogger("localrun.llamacpp")
 _log.addHandler(logging.NullHandler())
 
 # enum ggml_log_level (ggml.h)
-_DEBUG, _WARN, _ERROR = 1, 3, 4
+_WARN, _ERROR = 3, 4
 _DEVICE_KINDS: Final[tuple[DeviceKind, ...]] = ("cpu", "gpu", "igpu", "accelerator")
 
 
 class _Thread(threading.local):
-    """Log lines of this thread's calls: the library logs on the thread that calls it."""
+    """What the library logged for this thread: it logs on the thread that calls it."""
 
     lines: list[str] | None = None
-    errors: list[str] | None = None
+    problem: str | None = None
 
 
 _thread = _Thread()
@@ -44,8 +44,8 @@ def _record(level: int, text: bytes | None, _data: int | None) -> None:
         return
     if _thread.lines is not None:
         _thread.lines.append(line)
-    if level == _ERROR and _thread.errors is not None:
-        _thread.errors.append(line)
+    if level == _ERROR and _thread.problem is None:
+        _thread.problem = line.partition(": ")[2] or line
     _log.log(logging.INFO if level in (_WARN, _ERROR) else logging.DEBUG, "%s", line)
 
 
@@ -55,30 +55,27 @@ llama.llama_log_set(_callback, ctypes.c_void_p(None))
 llama.llama_backend_init()
 
 
-class Lines(list[str]):
-    """Log lines in order; ``problem`` is the first error, without the function's name."""
+def forget_problem() -> None:
+    """Before a call whose failure is to be explained by ``problem``."""
+    _thread.problem = None
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.errors: list[str] = []
 
-    @property
-    def problem(self) -> str:
-        if not self.errors:
-            return "the library gave no reason"
-        return self.errors[0].partition(": ")[2] or self.errors[0]
+def problem() -> str:
+    """The first error that the library logged on this thread since, without its function's name.
+
+    The errors after it only say what failed in consequence.
+    """
+    return _thread.problem or "the library gave no reason"
 
 
 @contextmanager
-def logged() -> Iterator[Lines]:
+def logged() -> Iterator[list[str]]:
     """Collect what the library logs on this thread inside the block."""
-    lines = Lines()
-    before = _thread.lines, _thread.errors
-    _thread.lines, _thread.errors = lines, lines.errors
+    before, _thread.lines = _thread.lines, []
     try:
-        yield lines
+        yield _thread.lines
     finally:
-        _thread.lines, _thread.errors = before
+        _thread.lines = before
 
 
 def _function(library: ctypes.CDLL, name: str, result: Any, *arguments: Any) -> Any:

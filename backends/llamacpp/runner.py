@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from localrun.backends.llamacpp.abort import AbortFlag
 from localrun.backends.llamacpp.batch import Batch
 from localrun.backends.llamacpp.buffers import Buffers
-from localrun.backends.llamacpp.library import logged, logits_address
+from localrun.backends.llamacpp.library import forget_problem, logits_address, problem
 from localrun.backends.llamacpp.vocabulary import read_vocabulary, tokenize
 from localrun.engine.rows import NumpyLogits
 from localrun.engine.runner import (
@@ -135,11 +135,11 @@ class LlamaCppRunner:
         """Raises EngineError when ``state`` is not of this model, or no room is left for it."""
         sequence = self.new_sequence()
         source = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
-        with logged() as log:
-            read = llama.llama_state_seq_set_data(self._open(), source, len(state), sequence)
+        forget_problem()
+        read = llama.llama_state_seq_set_data(self._open(), source, len(state), sequence)
         if read == 0:
             self.free(sequence)
-            raise EngineError(f"a saved sequence could not be restored: {log.problem}")
+            raise EngineError(f"a saved sequence could not be restored: {problem()}")
         self._lengths[sequence] = llama.llama_memory_seq_pos_max(self._memory, sequence) + 1
         return sequence
 
@@ -147,17 +147,17 @@ class LlamaCppRunner:
         context = self._open()
         before = {item.sequence: self._length(item.sequence) for item in batch}
         after = self._fill(batch, before)
-        with logged() as log:
-            self._abort.arm()
-            try:
-                code = llama.llama_decode(context, self._batch.struct)
-            finally:
-                self._abort.disarm()
+        forget_problem()
+        self._abort.arm()
+        try:
+            code = llama.llama_decode(context, self._batch.struct)
+        finally:
+            self._abort.disarm()
         if code != 0:
             self._undo(before)
             if code == _ABORTED:
                 raise ForwardAborted
-            reason = "no room is left in the context" if code == _NO_ROOM else log.problem
+            reason = "no room is left in the context" if code == _NO_ROOM else problem()
             raise EngineError(f"llama.cpp could not compute a step: {reason}")
         self._lengths.update(after)
         self._steps += 1
