@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from localrun.config import Settings
-from localrun.errors import DownloadError, ModelNotFoundError, VerificationError
+from localrun.errors import DownloadError, LocalrunError, ModelNotFoundError, VerificationError
 from localrun.ref import HubRef
 from localrun.store.disk import require_space
 from localrun.store.download_partial import Partial, growth, left_behind, sweep
@@ -25,7 +25,7 @@ from localrun.store.hub_layout import COMMIT, DEFAULT_REVISION, HubRepo, inside
 from localrun.store.progress import Progress
 
 PARALLEL_FILES = 4
-_ROUNDS = 3
+_ROUNDS = 5
 
 
 def fetch(
@@ -58,13 +58,18 @@ def fetch(
             raise VerificationError(f"{file.name}: the hub publishes no digest for it")
         repo.blob(file.digest)
     for _ in range(_ROUNDS):
-        missing = [file for file in files.files if not _present(repo, file)]
-        if missing:
-            _download(files, missing, repo, settings, progress, patience or Patience())
-        if _link(repo, files):
-            repo.note(revision or DEFAULT_REVISION, files.revision)
-            repo.sweep()
-            return _with_paths(repo, files)
+        try:
+            missing = [file for file in files.files if not _present(repo, file)]
+            if missing:
+                _download(files, missing, repo, settings, progress, patience or Patience())
+            if _link(repo, files):
+                repo.note(revision or DEFAULT_REVISION, files.revision)
+                repo.sweep()
+                return _with_paths(repo, files)
+        except LocalrunError as error:
+            # Another process removes the model and takes directories from under us.
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
     raise DownloadError(f"{files.ref}: another process keeps removing it from {repo.directory}")
 
 
@@ -214,7 +219,10 @@ def _turn(repo: HubRepo, file: ModelFile, source: Source) -> Iterator[None]:
 def _present(repo: HubRepo, file: ModelFile) -> bool:
     assert file.digest is not None
     blob = repo.blob(file.digest)
-    return inside(repo.root, blob) and blob.is_file() and blob.stat().st_size == file.bytes
+    try:
+        return inside(repo.root, blob) and blob.is_file() and blob.stat().st_size == file.bytes
+    except FileNotFoundError:  # removed between two questions
+        return False
 
 
 def _link(repo: HubRepo, files: ModelFiles) -> bool:

@@ -93,7 +93,7 @@ def remove(files: ModelFiles, settings: Settings) -> int:
     repo = HubRepo.of(files.ref, settings)
     gone = {file.name for file in files.weights}
     snapshot = _read(repo, files.revision)
-    left = group((n, p.stat().st_size) for n, p in snapshot.paths.items() if n not in gone)
+    left = group((name, 0) for name in snapshot.paths if name not in gone)
     if not left.variants:
         gone = set(snapshot.paths)
     candidates = {path for name, path in snapshot.paths.items() if name in gone}
@@ -181,7 +181,8 @@ def _read(repo: HubRepo, commit: str) -> _Snapshot:
             path = Path(directory, base)
             name = path.relative_to(top).as_posix()
             if name_problem(name) is None and inside(repo.root, path) and path.is_file():
-                paths[name] = _blob(path)
+                with suppress(FileNotFoundError):
+                    paths[name] = _blob(path)
     return _Snapshot(commit, dict(sorted(paths.items())))
 
 

@@ -110,6 +110,7 @@ class HubRepo:
 
         Raises:
             SourceError: on the way lies a link that leaves the cache, or a file.
+            LocalrunError: the disk fails, or another process removes the directory meanwhile.
         """
         with disk_errors(self.root, _BLOCK_BYTES):
             self.root.mkdir(parents=True, exist_ok=True)
@@ -118,12 +119,17 @@ class HubRepo:
                 current = current / part
                 with suppress(FileExistsError):
                     current.mkdir()
-                if not current.is_dir() or not inside(self.root, current):
-                    raise SourceError(
-                        f"{current} is a file or a link that leaves the hub cache",
-                        hint="remove it; to keep models elsewhere set HF_HUB_CACHE",
-                    )
+                if not self._holds(current):
+                    current.lstat()  # gone again: an rm at the same moment, not a planted link
+                    if not self._holds(current):
+                        raise SourceError(
+                            f"{current} is a file or a link that leaves the hub cache",
+                            hint="remove it; to keep models elsewhere set HF_HUB_CACHE",
+                        )
         return directory
+
+    def _holds(self, directory: Path) -> bool:
+        return directory.is_dir() and inside(self.root, directory)
 
     def link(self, commit: str, name: str, digest: Digest) -> Path:
         """Let a commit's file be seen: a relative link to its blob, replaced in one step."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import huggingface_hub
 import pytest
 
 from localrun.config import Settings
-from localrun.errors import ModelNotFoundError, SourceError, VerificationError
+from localrun.errors import LocalrunError, ModelNotFoundError, SourceError, VerificationError
 from localrun.ref import HubRef
 from localrun.store.download import fetch
 from localrun.store.files import Digest, ModelFile, ModelFiles
@@ -323,3 +324,34 @@ def test_digests_that_are_none_make_no_path(hub: HubStub, here: Settings) -> Non
         with pytest.raises(VerificationError):
             fetch(replace(wanted, files=(bad,)), here, NoProgress())
     assert not here.hub_cache.exists()
+
+
+def test_pull_and_remove_at_once_leave_the_cache_right(hub: HubStub, here: Settings) -> None:
+    wanted = resolve(REF, here)
+    done = threading.Event()
+    trouble: list[LocalrunError] = []
+
+    def keep_removing() -> None:
+        while not done.is_set():
+            found = find(REF, here)
+            if found is not None:
+                remove(found, here)
+
+    def keep_pulling() -> None:
+        for _ in range(15):
+            try:
+                fetch(wanted, here, NoProgress())
+            except LocalrunError as error:
+                trouble.append(error)
+        done.set()
+
+    threads = [threading.Thread(target=work) for work in (keep_removing, keep_pulling)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert [error for error in trouble if "keeps removing" not in error.message] == []
+    verify(fetch(wanted, here, NoProgress()).weights[0])
+    assert huggingface_hub.scan_cache_dir(here.hub_cache).warnings == []
+    assert not list((here.hub_cache / "models--org--repo").rglob("*.tmp*"))
