@@ -63,14 +63,10 @@ def find(text: str, here: Settings, *, offer: bool = True) -> ModelFiles:
     if found is not None:
         return found
     if isinstance(ref, CatalogueRef):
-        from localrun.store.catalogue import entry, nearest
+        from localrun.store.catalogue import entry, unknown
 
         if entry(ref.name) is None:
-            near = tuple(nearest(ref.name))
-            raise ModelNotFoundError(
-                f"no model is called {ref.name!r}; the nearest names are {', '.join(near)}",
-                nearest=near,
-            )
+            raise unknown(ref, Library(here).names())
         if offer and _agrees_to_download(ref):
             from localrun.cli.output import progress
             from localrun.store.pull import pull
@@ -87,6 +83,31 @@ def _agrees_to_download(ref: CatalogueRef) -> bool:
     return typer.confirm(f"{ref} is not on this disk. Download it?", default=True, err=True)
 
 
+def describe_files(files: ModelFiles) -> ModelSpec:
+    """What the headers of a model on disk say of it, with its config.json where it has one.
+
+    Raises:
+        ModelNotFoundError: a file went away behind our back. HeaderError: one is malformed.
+    """
+    from localrun.formats.read import read_header
+    from localrun.formats.reader import FileSource
+    from localrun.formats.strict_json import read_config
+    from localrun.models.describe import describe
+
+    for file in files.weights:
+        if file.path is None or not file.path.exists():
+            raise ModelNotFoundError(
+                f"{files.ref}: {file.name} is no longer on this disk",
+                hint=f"localrun pull {files.ref}",
+            )
+    header = read_header([file.path for file in files.weights if file.path is not None])
+    for file in files.files:
+        if file.name.rpartition("/")[2] == "config.json" and file.path is not None:
+            with FileSource(file.path) as source:
+                return describe(header, read_config(source, file.name))
+    return describe(header)
+
+
 def prepare(text: str, request: PlanRequest, here: Settings | None = None) -> Prepared:
     """Find, describe and plan one model. Reads headers only; no weight is loaded.
 
@@ -94,26 +115,17 @@ def prepare(text: str, request: PlanRequest, here: Settings | None = None) -> Pr
         ModelNotFoundError, HeaderError, BackendMissingError, DoesNotFitError: each of its step.
     """
     from localrun.backends.registry import choose, device_ready, loader
-    from localrun.formats.read import read_header
     from localrun.hardware.probe import probe
-    from localrun.models.describe import describe
     from localrun.plan.planner import Source, plan
 
     here = here or settings()
     files = find(text, here)
-    paths = [file.path for file in files.weights if file.path is not None]
-    missing = [file for file in files.weights if file.path is None or not file.path.exists()]
-    if missing or not paths:
-        name = missing[0].name if missing else str(files.ref)
-        raise ModelNotFoundError(
-            f"{files.ref}: {name} is no longer on this disk", hint=f"localrun pull {files.ref}"
-        )
-    spec = describe(read_header(paths))
+    spec = describe_files(files)
     backend, _reason = choose(spec, files.format, request.backend)
     machine = probe([here.data])
     source = Source(
         ref=str(files.ref),
-        files=tuple(str(path.absolute()) for path in paths),
+        files=tuple(str(file.path.absolute()) for file in files.weights if file.path),
         backend=backend,
         device=device_ready(backend, machine),
     )

@@ -74,19 +74,11 @@ def list_models(json: Json = False) -> None:
 
 def show(ref: Ref, json: Json = False) -> None:
     """Show what is inside a model: architecture, tensors, context, template, licence."""
-    from localrun.cli.loading import find
+    from localrun.cli.loading import describe_files, find
     from localrun.config import settings
-    from localrun.errors import ModelNotFoundError
-    from localrun.formats.read import read_header
-    from localrun.models.describe import describe
 
     files = find(ref, settings(), offer=False)
-    paths = [file.path for file in files.weights if file.path is not None and file.path.exists()]
-    if len(paths) != len(files.weights):
-        raise ModelNotFoundError(
-            f"{files.ref}: a file is no longer on this disk", hint=f"localrun pull {files.ref}"
-        )
-    spec = describe(read_header(paths))
+    spec = describe_files(files)
     if json:
         emit_json(_document(files, spec))
     else:

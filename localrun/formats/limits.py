@@ -29,5 +29,6 @@ SAFETENSORS_DIMENSIONS_MAX = 64
 # Ours: commas and opening brackets, so that what JSON builds of a header stays below 1 GiB.
 SAFETENSORS_JSON_MARKS_MAX = 12_000_000
 SAFETENSORS_INDEX_BYTES_MAX = 100_000_000
+CONFIG_BYTES_MAX = 16 * 1024**2
 
 SHARDS_MAX = 4096

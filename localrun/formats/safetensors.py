@@ -6,17 +6,15 @@ accepts too; refused besides are duplicate names, unknown fields and files witho
 
 from __future__ import annotations
 
-import json
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import NoReturn
 
 from localrun.errors import HeaderError
 from localrun.formats import limits
 from localrun.formats.header import Header, TensorInfo
 from localrun.formats.reader import Source
+from localrun.formats.strict_json import as_object, parse_object
 from localrun.formats.text import shown
 from localrun.formats.types import SAFETENSORS_TYPES
 
@@ -47,7 +45,7 @@ def _read(source: Source, name: str) -> Header:
     raw = source.read(_PREFIX, length)
     if raw[:1] != b"{":
         raise HeaderError("header", _PREFIX, f"begins with {raw[:1]!r}, not with '{{'")
-    entries = _object(_parse(raw, "header", _PREFIX), "header")
+    entries = parse_object(raw, "header", _PREFIX)
     metadata = _strings(entries.pop("__metadata__", {}))
     if len(entries) > limits.SAFETENSORS_TENSORS_MAX:
         raise HeaderError(
@@ -75,53 +73,6 @@ def header_length(source: Source) -> int:
     return length
 
 
-def _parse(raw: bytes, field: str, offset: int) -> object:
-    """JSON without duplicate keys, NaN, negative or fractional surprises left to guess."""
-    marks = raw.count(b",") + raw.count(b"[") + raw.count(b"{")
-    if marks > limits.SAFETENSORS_JSON_MARKS_MAX:
-        raise HeaderError(
-            field, offset, f"{marks} values, at most {limits.SAFETENSORS_JSON_MARKS_MAX}"
-        )
-
-    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
-            raise HeaderError(field, offset, f"the key {shown(twice)!r} stands twice")
-        return found
-
-    def constant(text: str) -> NoReturn:
-        raise HeaderError(field, offset, f"{text} is no JSON number")
-
-    def integer(text: str) -> int:
-        if text == "-0":
-            raise HeaderError(field, offset, "-0 is no integer to the library")
-        return int(text)
-
-    try:
-        return json.loads(
-            raw.decode("utf-8"),
-            object_pairs_hook=unique,
-            parse_constant=constant,
-            # Called for every number, so only where one may be at fault.
-            parse_int=integer if b"-0" in raw else None,
-        )
-    except UnicodeDecodeError as error:
-        raise HeaderError(field, offset + error.start, "is not UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise HeaderError(field, offset + error.pos, f"is not JSON: {error.msg}") from None
-    except ValueError:
-        raise HeaderError(field, offset, "holds a number of thousands of digits") from None
-    except RecursionError:
-        raise HeaderError(field, offset, "is nested too deeply") from None
-
-
-def _object(value: object, field: str) -> dict[str, object]:
-    if not isinstance(value, dict):
-        raise HeaderError(field, _PREFIX, f"is a JSON {type(value).__name__}, not an object")
-    return value
-
-
 def _text(value: object, field: str) -> str:
     if not isinstance(value, str):
         raise HeaderError(field, _PREFIX, f"is a JSON {type(value).__name__}, not a string")
@@ -133,7 +84,7 @@ def _text(value: object, field: str) -> str:
 def _strings(value: object) -> dict[str, str]:
     return {
         _text(key, "__metadata__"): _text(item, f"__metadata__: {shown(key)}")
-        for key, item in _object(value, "__metadata__").items()
+        for key, item in as_object(value, "__metadata__").items()
     }
 
 
@@ -147,7 +98,7 @@ def _tensor(key: str, value: object, data: int) -> TensorInfo:
 
 
 def _claim(key: str, value: object, data: int) -> TensorInfo:
-    entry = _object(value, "")
+    entry = as_object(value, "")
     if entry.keys() != _FIELDS:
         have = ", ".join(shown(name) for name in list(entry)[:5])
         raise HeaderError("", _PREFIX, f"has the fields {have}; dtype, shape, data_offsets fit")
@@ -210,8 +161,8 @@ def read_index(source: Source, name: str) -> dict[str, str]:
     try:
         if source.size > limits.SAFETENSORS_INDEX_BYTES_MAX:
             raise HeaderError("file", 0, f"{source.size} bytes are too many for an index")
-        document = _object(_parse(source.read(0, source.size), "index", 0), "index")
-        weights = _object(document.get("weight_map"), "weight_map")
+        document = parse_object(source.read(0, source.size), "index", 0)
+        weights = as_object(document.get("weight_map"), "weight_map")
         placed = {
             _text(key, "weight_map"): _shard_name(value, f"weight_map: {shown(key)}")
             for key, value in weights.items()

@@ -11,6 +11,7 @@ from localrun.formats import limits
 from localrun.formats.gguf import read_gguf
 from localrun.formats.reader import BytesSource, Reader
 from localrun.formats.safetensors import header_length, read_index, read_safetensors
+from localrun.formats.strict_json import read_config
 from tests.gguf_builder import (
     ARRAY,
     U8,
@@ -188,3 +189,11 @@ def test_a_reader_claims_nothing_it_does_not_have() -> None:
     with pytest.raises(HeaderError, match=r"second at byte 4: needs 3 bytes where 2"):
         reader.take(3, "second")
     assert (reader.position, reader.remaining) == (4, 2)
+
+
+def test_a_configuration_of_too_many_bytes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "CONFIG_BYTES_MAX", 2)
+
+    assert read_config(BytesSource(b"{}"), "config.json") == {}
+    with pytest.raises(HeaderError, match=r"config\.json: file at byte 0: 3 bytes"):
+        read_config(BytesSource(b"{ }"), "config.json")
