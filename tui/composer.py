@@ -21,8 +21,6 @@ class Composer(TextArea):
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "send", "Send", show=False, priority=True),
-        Binding("shift+enter,ctrl+j", "line_break", "New line", show=False, priority=True),
         Binding("up", "up_or_recall", "Last message", show=False),
         Binding("down", "down_or_recall", "Next message", show=False),
         Binding("ctrl+shift+z", "redo", "Redo", show=False),
@@ -49,12 +47,16 @@ class Composer(TextArea):
         self.load_text(text)
         self.move_cursor(self.document.end)
 
-    def action_send(self) -> None:
-        if self.text.strip():
+    async def _on_key(self, event: events.Key) -> None:
+        # Not bindings: those with priority overtake the letters typed just before them.
+        if event.key not in ("enter", "shift+enter", "ctrl+j"):
+            return
+        event.prevent_default()
+        event.stop()
+        if event.key != "enter":
+            self._replace_via_keyboard("\n", *self.selection)
+        elif self.text.strip():
             self.post_message(self.Sent(self.text))
-
-    def action_line_break(self) -> None:
-        self._replace_via_keyboard("\n", *self.selection)
 
     def action_up_or_recall(self) -> None:
         if (self.text and not self._shows_recalled()) or not self.cursor_at_first_line:

@@ -58,7 +58,7 @@ class Record:
         message = Message("user", text)
         if self.id is None:
             self.id, self.model = self._history.create(model), one_line(model)
-            self.title = one_line(text, TITLE_MAX)
+            self.title = one_line(text.strip().partition("\n")[0], TITLE_MAX)
         if self.unanswered is None:
             row = self._history.append(self.id, message)
         else:

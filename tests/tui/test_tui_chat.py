@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from textual.events import Paste
+from textual.events import Key, Paste
 
 from localrun.chat.history import History
 from localrun.chat.messages import ChatModel, Message, ReplyEvent
@@ -50,6 +50,16 @@ async def test_newline_keys_break_the_line_and_do_not_send(running: Running, key
         assert app.chat.composer.text == "a\nb"
         assert model.asked == []
         await pilot.press("enter")
+        await settled(app, pilot)
+        assert model.asked[0][-1].content == "a\nb"
+
+
+async def test_keys_typed_faster_than_drawn_keep_their_order(running: Running) -> None:
+    model = ScriptedModel()
+    async with running(model) as (app, pilot):
+        for key, character in (("a", "a"), ("ctrl+j", None), ("b", "b"), ("enter", "\r")):
+            app.post_message(Key(key, character))
+        await pilot.pause()
         await settled(app, pilot)
         assert model.asked[0][-1].content == "a\nb"
 
