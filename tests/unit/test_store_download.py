@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections import namedtuple
 from collections.abc import Iterator
 from dataclasses import replace
@@ -302,6 +303,27 @@ def test_one_file_that_fails_stops_the_others(hub: HubStub, here: Settings) -> N
         fetch(resolve(REF, here), here, NoProgress(), patience=Patience(stall_s=600))
 
     assert list(scan(here)) == []
+
+
+def test_an_interrupt_ends_a_silent_download_at_once_and_keeps_what_arrived(
+    hub: HubStub, here: Settings
+) -> None:
+    hub.add("org/repo", {NAME: DATA})
+    hub.fault(NAME, Fault("hold", at=100_000))
+
+    class Impatient(Counted):
+        def advance(self, bytes: int) -> None:
+            super().advance(bytes)
+            if self.done >= 100_000:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    wanted = resolve(REF, here)
+    with pytest.raises(KeyboardInterrupt):
+        fetch(wanted, here, Impatient(), patience=Patience(stall_s=600))
+
+    assert partials(here) == [100_000]
+    assert content(fetch(wanted, here, NoProgress())) == DATA
+    assert ranges(hub) == [None, FROM_CUT]
 
 
 def test_too_little_space_is_told_before_the_first_byte(
