@@ -24,6 +24,8 @@ PART_MAX = 80
 PATH_MAX = 4096
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\Z", re.ASCII)
 _NAMESPACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*\Z", re.ASCII)
+_PACKAGE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\Z", re.ASCII)
+_SCHEMES = frozenset({"hf", "pip", "local"})
 _VERSION = re.compile(r"[0-9][A-Za-z0-9.!+_-]*\Z", re.ASCII)
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|\Z)", re.IGNORECASE)
 _HUB_PREFIXES = (
@@ -167,7 +169,10 @@ def _split_tag(text: str) -> tuple[str, str | None]:
 
 def _catalogue(text: str) -> CatalogueRef:
     name, tag = _split_tag(text)
-    return CatalogueRef(check_part(name, "model name").lower(), tag)
+    name = check_part(name, "model name").lower()
+    if name in _SCHEMES:
+        raise RefError(f"{text!r}: {name}: begins a reference and names no model")
+    return CatalogueRef(name, tag)
 
 
 def _hub(text: str) -> HubRef:
@@ -188,7 +193,7 @@ def _hub(text: str) -> HubRef:
 
 def _pip(text: str) -> PipRef:
     package, pinned, version = text.partition("==")
-    check_part(package, "package")
+    check_part(package, "package", pattern=_PACKAGE)
     if pinned and (len(version) > PART_MAX or not _VERSION.match(version)):
         raise RefError(f"version {version!r} of package {package} does not parse")
     return PipRef(re.sub(r"[-_.]+", "-", package).lower(), version or None)

@@ -103,6 +103,8 @@ TEXTS = st.one_of(
 @profile(max_examples=1500, deadline=None, derandomize=True, database=None)
 @given(TEXTS)
 @example("pip:a==1!2+b")
+@example("pip:_")
+@example("PIP:0")
 def test_any_text_is_refused_or_stays_inside(text: str) -> None:
     judge(text)
 

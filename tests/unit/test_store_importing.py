@@ -188,7 +188,7 @@ def ollama_blob(root: Path, data: bytes = GGUF) -> dict[str, Any]:
 
 
 def ollama_tag(root: Path, name: str, layers: Any) -> None:
-    path = root / "manifests" / "registry.ollama.ai" / name
+    path = root / "manifests" / "host.example" / name
     written(path, json.dumps({"schemaVersion": 2, "layers": layers}).encode())
 
 
@@ -223,7 +223,7 @@ def test_one_broken_model_of_ollama_does_not_stop_the_others(ollama: Path) -> No
     ollama_tag(ollama, "library/bad/size", [{**good, "size": 1}])
     ollama_tag(ollama, "library/bad/none", [])
     ollama_tag(ollama, "library/bad/header", [ollama_blob(ollama, b"no model")])
-    written(ollama / "manifests" / "registry.ollama.ai" / "library" / "bad" / "json", b"{")
+    written(ollama / "manifests" / "host.example" / "library" / "bad" / "json", b"{")
     done = import_ollama(settings())
     assert [str(files.ref) for files in done.models] == ["local:ollama/good-1"]
     assert len(done.skipped) == 4
