@@ -56,5 +56,9 @@ def parameters(
 
 def printed(parameters: ctypes.Structure) -> dict[str, int | float | bool]:
     """The plain fields of a parameter structure by name; pointers are left out."""
-    values = {name: getattr(parameters, name) for name, *_ in parameters._fields_}
+    values = {
+        name: getattr(parameters, name)
+        for name, kind, *_ in parameters._fields_
+        if kind is not ctypes.c_void_p
+    }
     return {name: value for name, value in values.items() if isinstance(value, int | float)}
