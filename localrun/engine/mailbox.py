@@ -1,12 +1,13 @@
 """Knows no process: one request's events between the reader that brings them and its consumer.
 
 A slow consumer holds up nobody: while it is busy, events melt into one with the same text, so a
-mailbox never holds more than one event, whatever the length of the queue would have been.
+mailbox never holds more than two, progress and text, however long the queue would have been.
 """
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 from localrun.engine.request import TokenEvent
 from localrun.errors import LocalrunError
@@ -37,7 +38,7 @@ class Mailbox:
         self._ready.set()
 
     async def take(self) -> TokenEvent:
-        """All that has arrived since the last call, as one event.
+        """What has arrived since the last call, as one event: progress first, then all the rest.
 
         Raises:
             LocalrunError: what ``fail`` was given.
@@ -47,18 +48,18 @@ class Mailbox:
         if last is None:
             assert self._error is not None
             raise self._error
-        event = TokenEvent(
-            id=last.id,
-            text="".join(self._texts),
-            tokens=tuple(self._tokens),
-            prefilled=self._prefilled,
-            finish=last.finish,
-            timings=last.timings,
-            error=last.error,
-        )
-        self._last = self._prefilled = None
+        if self._prefilled is not None:
+            progress, self._prefilled = self._prefilled, None
+            if last.prefilled is not None:
+                self._taken()
+            return TokenEvent(last.id, prefilled=progress)
+        text, tokens = "".join(self._texts), tuple(self._tokens)
+        self._taken()
+        return replace(last, text=text, tokens=tokens)
+
+    def _taken(self) -> None:
+        self._last = None
         self._texts.clear()
         self._tokens.clear()
         if self._error is None:
             self._ready.clear()
-        return event

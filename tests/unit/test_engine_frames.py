@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import fields
 
 import pytest
 
@@ -34,6 +35,12 @@ def test_a_request_comes_out_as_it_went_in() -> None:
     frame = _through({"type": "submit", "request": frames.request_fields(request)})
 
     assert frames.request_of(frame["request"]) == request
+
+
+def test_no_field_of_a_request_is_left_behind() -> None:
+    sent = frames.request_fields(GenerationRequest("r", (1,)))
+
+    assert set(sent) == {field.name for field in fields(GenerationRequest)}
 
 
 @pytest.mark.parametrize(

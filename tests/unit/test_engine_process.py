@@ -314,13 +314,27 @@ async def test_a_frame_that_no_engine_sends_ends_the_child_and_its_requests() ->
             await running
 
 
+async def test_a_mailbox_waits_again_once_its_progress_is_taken() -> None:
+    mailbox = Mailbox()
+    mailbox.put(TokenEvent("r", prefilled=2))
+    assert await mailbox.take() == TokenEvent("r", prefilled=2)
+    waiting = asyncio.ensure_future(mailbox.take())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    mailbox.put(TokenEvent("r", "a", (1,), finish=FinishReason.STOP))
+
+    assert await waiting == TokenEvent("r", "a", (1,), finish=FinishReason.STOP)
+
+
 async def test_a_mailbox_gives_what_came_meanwhile_as_one_event_and_then_the_error() -> None:
     mailbox = Mailbox()
+    mailbox.put(TokenEvent("r", prefilled=2))
     mailbox.put(TokenEvent("r", prefilled=3))
     mailbox.put(TokenEvent("r", "a", (1,)))
     mailbox.put(TokenEvent("r", "b", (2, 3)))
     mailbox.fail(EngineCrashedError("gone"))
 
-    assert await mailbox.take() == TokenEvent("r", "ab", (1, 2, 3), prefilled=3)
+    assert await mailbox.take() == TokenEvent("r", prefilled=3)
+    assert await mailbox.take() == TokenEvent("r", "ab", (1, 2, 3))
     with pytest.raises(EngineCrashedError):
         await mailbox.take()
