@@ -6,7 +6,7 @@ import asyncio
 import time
 from contextlib import aclosing
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import ClassVar
 
 from textual import on, work
 from textual.app import ComposeResult
@@ -17,7 +17,7 @@ from textual.widgets import Markdown, Static
 from textual.worker import Worker
 
 from localrun.chat.history import History
-from localrun.chat.messages import ChatModel, ReplyEvent, ReplyOptions
+from localrun.chat.messages import ChatModel, ReplyOptions
 from localrun.engine.request import FinishReason
 from localrun.errors import EngineError, LocalrunError
 from localrun.tui.actions import ChatActions
@@ -30,9 +30,6 @@ from localrun.tui.record import Record, Turn
 from localrun.tui.status import MUTED, Status, StatusLine
 from localrun.tui.transcript import Transcript
 from localrun.tui.turn import AssistantTurn, ErrorTurn, UserTurn
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
 
 TICK_S = 0.25
 KEEP_S = 2.0
@@ -184,9 +181,7 @@ class ChatScreen(ChatActions, Screen[None]):
 
     async def _read(self, model: ChatModel, draft: Draft, turn: AssistantTurn) -> None:
         messages = self.record.messages(self.system)
-        stream = model.reply(messages, self.options)
-        # ChatModel promises that closing the iterator cancels: it is a generator.
-        async with aclosing(cast("AsyncGenerator[ReplyEvent, None]", stream)) as events:
+        async with aclosing(model.reply(messages, self.options)) as events:
             async for event in events:
                 reasoning, text = draft.take(event, time.monotonic())
                 if reasoning:

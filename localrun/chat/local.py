@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 
 from localrun.chat.messages import Message, ReplyEvent, ReplyOptions
 from localrun.chat.reasoning import Piece, ReasoningSplitter, for_template
@@ -51,7 +51,7 @@ class LocalChatModel:
 
     async def reply(
         self, messages: Sequence[Message], options: ReplyOptions
-    ) -> AsyncIterator[ReplyEvent]:
+    ) -> AsyncGenerator[ReplyEvent]:
         """Stream one answer; see ``ChatModel.reply``."""
         text, tokens = await self.prompt(messages, options)
         splitter = for_template(self._client.info.chat_template, text)
@@ -61,9 +61,10 @@ class LocalChatModel:
             sampling=options.sampling,
             max_tokens=options.max_tokens,
             stop=options.stop,
+            marks=splitter.marks,
         )
-        stream = self._client.generate(request)
-        async with closing(stream):
+        # Leaving early must end the generation now, not when a collector comes by.
+        async with aclosing(self._client.generate(request)) as stream:
             async for event in stream:
                 for reply in _replies(event, splitter, len(tokens)):
                     yield reply
@@ -73,11 +74,6 @@ class LocalChatModel:
             await self._client.close()
         finally:
             self._renderer.close()
-
-
-def closing(stream: AsyncIterator[object]) -> AbstractAsyncContextManager[object]:
-    """Leaving a stream early must end it now, not when a collector comes by."""
-    return aclosing(stream) if isinstance(stream, AsyncGenerator) else nullcontext()
 
 
 def _replies(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -72,8 +72,8 @@ class ChatModel(Protocol):
 
     def reply(
         self, messages: Sequence[Message], options: ReplyOptions
-    ) -> AsyncIterator[ReplyEvent]:
-        """Stream one answer. Closing the iterator early cancels the generation.
+    ) -> AsyncGenerator[ReplyEvent]:
+        """Stream one answer. Closing the generator early cancels the generation.
 
         Raises:
             ContextLengthError: the conversation does not fit the context.

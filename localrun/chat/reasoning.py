@@ -50,6 +50,11 @@ _ENDS = ("<|end|>", "<|return|>", "<|call|>", "<|start|>")
 class ReasoningSplitter(Protocol):
     """One answer's splitter. The pieces' texts do not depend on how the text was cut."""
 
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """What it must see of the text, control tokens or not."""
+        ...
+
     def feed(self, text: str) -> list[Piece]:
         """What is certain so far."""
         ...
@@ -100,6 +105,7 @@ class _Paired:
 
     def __init__(self, pairs: tuple[Pair, ...], *, opened: Pair | None) -> None:
         self._pairs = pairs
+        self.marks = tuple(mark for pair in pairs for mark in (pair.opening, pair.closing))
         self._pair = opened
         self._state = "inside" if opened else ("start" if pairs else "text")
         self._begun = False
@@ -174,6 +180,8 @@ class _Paired:
 
 class _Channels:
     """Header (up to ``<|message|>``) and body (up to an end mark) alternate."""
+
+    marks = (_CHANNEL, _MESSAGE, *_ENDS)
 
     def __init__(self, prompt_tail: str) -> None:
         self._kind: Kind | None = None

@@ -8,11 +8,11 @@ a context length in the model list; each may be missing.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
-from localrun.chat.local import closing
 from localrun.chat.messages import Message, ReplyEvent, ReplyOptions
 from localrun.chat.openai_wire import Answer, context_length, error_object, models, request_body
 from localrun.chat.templates import printable
@@ -29,6 +29,7 @@ from localrun.errors import (
 
 if TYPE_CHECKING:
     import httpx2
+    from httpx2 import ServerSentEvent
 
 CONNECT_S = 10.0
 _ADDRESS = "such as http://127.0.0.1:8080"
@@ -107,7 +108,7 @@ class RemoteChatModel:
 
     async def reply(
         self, messages: Sequence[Message], options: ReplyOptions
-    ) -> AsyncIterator[ReplyEvent]:
+    ) -> AsyncGenerator[ReplyEvent]:
         """Stream one answer; see ``ChatModel.reply``.
 
         Raises:
@@ -124,8 +125,11 @@ class RemoteChatModel:
                 if response.status_code != 200:
                     raise self._refusal(response.status_code, await response.aread())
                 answer = Answer()
-                events = aiter(httpx2.EventSource(response))
-                async with closing(events):
+                # Declared an iterator, it is a generator, and leaving early must end it now.
+                source = cast(
+                    "AsyncGenerator[ServerSentEvent]", aiter(httpx2.EventSource(response))
+                )
+                async with aclosing(source) as events:
                     async for event in events:
                         for reply in answer.read(event.data):
                             yield reply

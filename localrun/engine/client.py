@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,8 +34,8 @@ class EngineClient(Protocol):
         self, text: str, *, add_special: bool = False, parse_special: bool = True
     ) -> list[int]: ...
 
-    def generate(self, request: GenerationRequest) -> AsyncIterator[TokenEvent]:
-        """Stream one generation. Closing the iterator early cancels it within one step.
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent]:
+        """Stream one generation. Closing the generator early cancels it within one step.
 
         Raises:
             ContextLengthError: the prompt does not fit.

@@ -113,6 +113,8 @@ def request_fields(request: GenerationRequest) -> Frame:
         "sampling": asdict(request.sampling),
         "max_tokens": request.max_tokens,
         "stop": request.stop,
+        "ignore_end": request.ignore_end,
+        "marks": request.marks,
     }
 
 
@@ -123,6 +125,8 @@ def request_of(fields: Frame) -> GenerationRequest:
         sampling=SamplingParams(**fields["sampling"]),
         max_tokens=fields["max_tokens"],
         stop=tuple(fields["stop"]),
+        ignore_end=fields["ignore_end"],
+        marks=tuple(fields["marks"]),
     )
 
 

@@ -29,7 +29,8 @@ class GenerationRequest:
     """``max_tokens`` None generates until an end token or the context is full.
 
     ``stop`` strings end generation and are not part of the text. ``ignore_end`` generates on past
-    end tokens, for measuring.
+    end tokens, for measuring. Control tokens are no part of the text but where their names stand in
+    ``marks``, by which a reader tells reasoning and channels apart.
     """
 
     id: str
@@ -38,6 +39,7 @@ class GenerationRequest:
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     ignore_end: bool = False
+    marks: tuple[str, ...] = ()
 
 
 class FinishReason(StrEnum):

@@ -98,10 +98,16 @@ class Sequence:
         self._unsent.append(token)
         if token in self._vocabulary.end and not self.request.ignore_end:
             return FinishReason.STOP
-        self._send(self._stops.push(self._detokenizer.push(self._vocabulary.tokens[token])))
+        self._send(self._stops.push(self._detokenizer.push(self._bytes(token))))
         if self._stops.matched is not None:
             return FinishReason.STOP
         return FinishReason.LENGTH if self._generated >= self._limit else None
+
+    def _bytes(self, token: int) -> bytes:
+        name = self._vocabulary.names.get(token)
+        if name is not None and any(name in mark for mark in self.request.marks):
+            return name.encode()
+        return self._vocabulary.tokens[token]
 
     def end(self, reason: FinishReason, error: str | None = None) -> None:
         """Send what was held back, then the last event. Only the first call has an effect."""

@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -471,3 +472,25 @@ def test_an_ended_generation_is_not_kept_by_the_engine() -> None:
         gc.collect()
 
         assert gone() is None
+
+
+class SaysControlTokens(MockRunner):
+    """Parentheses have the names of control tokens."""
+
+    def vocabulary(self) -> Vocabulary:
+        return replace(super().vocabulary(), names={ord("("): "<|open|>", ord(")"): "<|shut|>"})
+
+
+@pytest.mark.parametrize(
+    ("marks", "text"),
+    [
+        ((), "(a)"),
+        (("<|open|>thought",), "<|open|>a)"),
+        (("<|open|>", "<|shut|>"), "<|open|>a<|shut|>"),
+    ],
+)
+def test_control_tokens_are_text_only_where_a_mark_names_them(
+    marks: tuple[str, ...], text: str
+) -> None:
+    with running(SaysControlTokens("(a)")) as engine:
+        assert text_of(list(engine.submit(ask(marks=marks)))) == text
