@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 from localrun.chat.messages import ChatModel, Message, ReplyEvent, ReplyOptions
 from localrun.engine.request import FinishReason, Timings
@@ -44,7 +44,7 @@ class ScriptedModel:
 
     async def reply(
         self, messages: Sequence[Message], options: ReplyOptions
-    ) -> AsyncIterator[ReplyEvent]:
+    ) -> AsyncGenerator[ReplyEvent, None]:
         script = self.scripts[min(len(self.asked), len(self.scripts) - 1)]
         self.asked.append(list(messages))
         ended = False
