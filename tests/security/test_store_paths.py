@@ -192,7 +192,7 @@ def test_only_the_layouts_join_text_into_paths() -> None:
         for function in ast.walk(tree)
         if isinstance(function, ast.FunctionDef) and any(map(joins, ast.walk(function)))
     }
-    assert found == JOINS
+    assert found <= JOINS
 
 
 BAD_DIGESTS = (
