@@ -49,7 +49,7 @@ def closest(name: str, names: Iterable[str], n: int = 3) -> tuple[str, ...]:
     """The ``n`` of ``names`` most like ``name``."""
     known = {known.lower(): known for known in names}
     return tuple(
-        known[match] for match in difflib.get_close_matches(name.lower(), known, n=n, cutoff=0.3)
+        known[match] for match in difflib.get_close_matches(name.lower(), known, n=n, cutoff=0.0)
     )
 
 
