@@ -48,11 +48,12 @@ def main() -> None:
     loaded = subprocess.run(
         [sys.executable, "-c", SPY], check=True, capture_output=True, text=True, timeout=30
     ).stdout.split()
+    heavy = sorted(set(loaded) & set(HEAVY))
     facts = {
         "help_ms": round(wall_ms(HELP, options.runs), 1),
         "interpreter_ms": round(wall_ms("pass", options.runs), 1),
         "bound_ms": BOUND_MS,
-        "heavy_modules": sorted(set(loaded) & set(HEAVY)),
+        "heavy_modules": heavy,
         "top_level_modules": len(loaded),
     }
     if options.json:
@@ -60,7 +61,7 @@ def main() -> None:
         return
     print(f"localrun --help   {facts['help_ms']} ms median of {options.runs} (at most {BOUND_MS})")
     print(f"python -c pass    {facts['interpreter_ms']} ms")
-    print(f"heavy modules     {', '.join(facts['heavy_modules']) or 'none'}")
+    print(f"heavy modules     {', '.join(heavy) or 'none'}")
     print(f"modules           {facts['top_level_modules']} top-level")
 
 

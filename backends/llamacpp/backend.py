@@ -128,7 +128,7 @@ def load(plan: Plan) -> ModelRunner:
     if context is None:
         llama.llama_model_free(model)
         raise EngineError(f"{plan.files[0]} could not be run: {library.problem()}")
-    return LlamaCppRunner(model, context, read_buffers(log), n_ctx=plan.execution.n_ctx)
+    return LlamaCppRunner(model, context, read_buffers(log), plan.execution)
 
 
 def _version() -> str | None:

@@ -126,6 +126,16 @@ def devices() -> tuple[Device, ...]:
     return tuple(found)
 
 
+def function(part: str, name: str, result: Any, *arguments: Any) -> Any:
+    """``name`` of libllama (``llama``) or of one of ggml's libraries, with its prototype.
+
+    Raises:
+        OSError, AttributeError: this build has no such library or function.
+    """
+    library = _libllama if part == "llama" else _ggml(part)
+    return _function(library, name, result, *arguments)
+
+
 def _ggml(name: str) -> ctypes.CDLL:
     """One of ggml's libraries, beside libllama and already loaded with it."""
     folder = Path(_libllama._name).parent

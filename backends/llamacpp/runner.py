@@ -15,6 +15,7 @@ from localrun.backends.llamacpp.abort import AbortFlag
 from localrun.backends.llamacpp.batch import Batch
 from localrun.backends.llamacpp.buffers import Buffers
 from localrun.backends.llamacpp.library import forget_problem, logits_address, problem
+from localrun.backends.llamacpp.threadpool import ThreadPool
 from localrun.backends.llamacpp.vocabulary import read_vocabulary, tokenize
 from localrun.engine.rows import NumpyLogits
 from localrun.engine.runner import (
@@ -27,6 +28,7 @@ from localrun.engine.runner import (
     Vocabulary,
 )
 from localrun.errors import EngineError
+from localrun.plan.plan import Execution
 
 _ABORTED = 2  # llama_decode's answer when the abort callback said so (llama.h)
 _NO_ROOM = 1
@@ -40,7 +42,7 @@ class LlamaCppRunner:
     ``truncate`` was asked what is left of it.
     """
 
-    def __init__(self, model: int, context: int, buffers: Buffers, *, n_ctx: int) -> None:
+    def __init__(self, model: int, context: int, buffers: Buffers, execution: Execution) -> None:
         self._model: int | None = model
         self._context: int | None = context
         self._buffers = buffers
@@ -53,6 +55,7 @@ class LlamaCppRunner:
         self._batch = Batch(llama.llama_n_batch(context))
         self._abort = AbortFlag()
         self._abort.attach(context)
+        self._threads = ThreadPool(context, execution.threads_max)
         # Tokenizing comes from other threads and must not meet a model that is being freed.
         self._text_lock = threading.Lock()
         self._dense = not _metadata(
@@ -62,7 +65,7 @@ class LlamaCppRunner:
         self._view: tuple[tuple[int, int], NDArray[np.float32]] | None = None
         exact = not (llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model))
         self.capabilities = Capabilities(
-            n_ctx=n_ctx,
+            n_ctx=execution.n_ctx,
             max_sequences=llama.llama_n_seq_max(context),
             max_batch=self._batch.capacity,
             can_fork=True,
@@ -188,6 +191,7 @@ class LlamaCppRunner:
             self._view = None
             if context is not None and model is not None:
                 llama.llama_free(context)
+                self._threads.close()
                 llama.llama_model_free(model)
 
     def _open(self) -> int:

@@ -54,10 +54,12 @@ class Sampler:
         Raises:
             NotFiniteError: the row holds NaN or +inf, or nothing but -inf.
         """
-        values = logits.numpy()[row]
-        if not math.isfinite(values.max()):
+        # One pass over the row: NaN and +inf, where there are any, are what argmax finds.
+        token = logits.argmax(row)
+        if not math.isfinite(logits.numpy()[row, token]):
             raise NotFiniteError
-        token = logits.argmax(row) if self._params.temperature == 0 else self._draw(logits, row)
+        if self._params.temperature > 0:
+            token = self._draw(logits, row)
         self._recent.append(token)
         return token
 
