@@ -7,7 +7,6 @@ through ``defaults``; the rooms below get ``Settings`` by value.
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +106,8 @@ def defaults(config_file: Path, known: frozenset[str]) -> dict[str, ConfigValue]
     Raises:
         ConfigError: not TOML, a key that no flag has, or a table where a value belongs.
     """
+    import tomllib
+
     try:
         document = tomllib.loads(config_file.read_text(encoding="utf-8"))
     except FileNotFoundError:

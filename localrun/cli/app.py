@@ -6,7 +6,6 @@ one line; ``--verbose`` shows the traceback.
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -17,7 +16,7 @@ from typer.main import get_command
 from localrun import __version__
 from localrun.cli import bench, chat, doctor, hardware, models, pull, run, serve
 from localrun.cli.output import complain
-from localrun.config import ENV_PREFIX, defaults, settings
+from localrun.config import ENV_PREFIX
 from localrun.errors import LocalrunError
 
 EXIT_FAILURE = 1
@@ -44,6 +43,8 @@ def root(
     if version:
         typer.echo(f"localrun {__version__}")
         raise typer.Exit
+    import logging
+
     logging.basicConfig(level=logging.DEBUG if verbose else logging.ERROR, stream=sys.stderr)
 
 
@@ -73,19 +74,32 @@ def command_tree() -> Any:
     return tree
 
 
+class ConfiguredDefaults(dict[str, Any]):
+    """Defaults of each command from config.toml, read when the first command asks for its own."""
+
+    def __init__(self, tree: Any) -> None:
+        super().__init__()
+        self._tree = tree
+
+    def get(self, name: str, default: Any = None) -> Any:
+        if not self and name in self._tree.commands:
+            from localrun.config import defaults, settings
+
+            known = {option.name for each in self._tree.commands.values() for option in each.params}
+            values = defaults(settings().config_file, frozenset(known))
+            self.update(dict.fromkeys(self._tree.commands, values))
+        return super().get(name, default)
+
+
 def execute(arguments: Sequence[str]) -> int:
     """Run one command line; returns the exit code."""
     try:
         tree = command_tree()
-        known = frozenset(
-            parameter.name for command in tree.commands.values() for parameter in command.params
-        )
-        values = defaults(settings().config_file, known)
         result = tree.main(
             list(arguments),
             prog_name="localrun",
             standalone_mode=False,
-            default_map=dict.fromkeys(tree.commands, values),
+            default_map=ConfiguredDefaults(tree),
         )
         return result if isinstance(result, int) else 0
     except LocalrunError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
@@ -63,6 +62,8 @@ def chat(
         raise UsageError(
             "chat needs a terminal", hint="`localrun run REF PROMPT` answers in a pipe"
         )
+    import asyncio
+
     from localrun.chat.history import History
     from localrun.chat.messages import ReplyOptions
     from localrun.cli.loading import find, open_chat, prepare

@@ -6,8 +6,6 @@ names the exact command or place that mends it.
 
 from __future__ import annotations
 
-import platform
-import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -58,6 +56,8 @@ def _fine(check: Check) -> bool:
 
 
 def _checks(here: Settings, machine: Machine) -> Iterator[Check]:
+    import platform
+
     from localrun.backends.registry import backend, names
 
     yield Check("python", "ok", f"{platform.python_version()} at {sys.executable}")
@@ -102,6 +102,8 @@ def backend_checks(backend: Backend, machine: Machine) -> Iterator[Check]:
 
 
 def _compilers() -> Iterator[Check]:
+    import shutil
+
     for tools, package in (
         (("cc", "gcc", "clang"), "C compiler"),
         (("c++", "g++"), "C++ compiler"),

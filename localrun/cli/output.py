@@ -19,11 +19,7 @@ if TYPE_CHECKING:
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # Bidirectional controls can make a name read as another one (https://trojansource.codes).
 _BIDI = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)], REPLACEMENT)
-_CONTROLS = {
-    code: REPLACEMENT
-    for code in range(0x110000)
-    if code < 0xA0 and unicodedata.category(chr(code)) == "Cc"
-}
+_CONTROLS = {code: REPLACEMENT for code in range(0xA0) if unicodedata.category(chr(code)) == "Cc"}
 _TEXT = {code: to for code, to in _CONTROLS.items() if chr(code) not in "\n\t"}
 _LINE = _CONTROLS | _BIDI
 

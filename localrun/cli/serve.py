@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -61,6 +60,8 @@ def serve(
     backend: Backend = None,
 ) -> int:
     """Serve models on a local port that OpenAI clients can use."""
+    import asyncio
+
     from localrun.cli.loading import prepare
     from localrun.config import settings
     from localrun.plan.plan import PlanRequest
@@ -112,6 +113,8 @@ def _provider(
     prepared: dict[str, Prepared], request: PlanRequest, here: Settings
 ) -> LoadingProvider:
     """Models by their canonical reference: those of the command line, and any on this disk."""
+    import asyncio
+
     from localrun.cli.loading import find, open_chat, prepare
     from localrun.ref import parse
     from localrun.server.app import ModelCard
