@@ -7,9 +7,7 @@ are replaced before they are printed.
 
 from __future__ import annotations
 
-import json
 import sys
-import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -19,7 +17,8 @@ if TYPE_CHECKING:
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # Bidirectional controls can make a name read as another one (https://trojansource.codes).
 _BIDI = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)], REPLACEMENT)
-_CONTROLS = {code: REPLACEMENT for code in range(0xA0) if unicodedata.category(chr(code)) == "Cc"}
+# C0, DEL and C1: all that a terminal obeys begins with one of them.
+_CONTROLS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)], REPLACEMENT)
 _TEXT = {code: to for code, to in _CONTROLS.items() if chr(code) not in "\n\t"}
 _LINE = _CONTROLS | _BIDI
 
@@ -36,6 +35,8 @@ def clean_line(text: str) -> str:
 
 def emit_json(document: Any) -> None:
     """One JSON document on stdout."""
+    import json
+
     sys.stdout.write(json.dumps(document, indent=2, default=str) + "\n")
 
 

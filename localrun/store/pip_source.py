@@ -191,11 +191,13 @@ def _shown(progress: Progress, label: str, total_bytes: int) -> Iterator[None]:
 
 def _wheel_bytes(scratch: Path) -> int:
     sizes = [0]
-    for path in scratch.rglob("*.whl"):
-        try:
-            sizes.append(path.stat().st_size)
-        except OSError:  # moved meanwhile by pip
-            continue
+    # os.walk passes over directories that pip removes meanwhile; rglob would raise.
+    for folder, _, names in os.walk(scratch):
+        for name in names:
+            if not name.endswith(".whl"):
+                continue
+            with suppress(OSError):  # moved meanwhile
+                sizes.append(os.stat(os.path.join(folder, name)).st_size)
     return max(sizes)
 
 
