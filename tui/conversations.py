@@ -10,7 +10,7 @@ from textual.binding import Binding, BindingType
 
 from localrun.chat.history import History
 from localrun.errors import LocalrunError
-from localrun.tui.plain import one_line
+from localrun.tui.plain import model_label, one_line
 from localrun.tui.prompts import Choice, Confirm, Picker
 
 
@@ -42,7 +42,7 @@ class Conversations(Picker):
         choices = []
         for kept in self.history.conversations(query):
             date = when(datetime.fromtimestamp(kept.updated, now.tzinfo), now)
-            detail = f"{one_line(kept.model, 24)}  {date:>10}"
+            detail = f"{model_label(kept.model, 24)}  {date:>10}"
             choices.append(Choice(str(kept.id), kept.title or "Untitled", detail))
         return choices
 

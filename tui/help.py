@@ -12,7 +12,7 @@ from textual.reactive import reactive
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
-from localrun.tui.plain import one_line
+from localrun.tui.plain import model_label
 from localrun.tui.turn import text
 
 KEYS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
@@ -95,12 +95,12 @@ class Welcome(Vertical):
 
     def watch_model(self, model: str) -> None:
         for label in self.query("#welcome-model").results(Static):
-            label.update(Content(one_line(model, 60)))
+            label.update(Content(model_label(model, 60)))
 
     def compose(self) -> ComposeResult:
         with Center():
             yield text("l o c a l r u n", id="wordmark")
         with Center():
-            yield text(one_line(self.model, 60), id="welcome-model")
+            yield text(model_label(self.model, 60), id="welcome-model")
         with Center():
             yield Static(_rows(FIRST_KEYS, 10), id="first-keys")

@@ -30,3 +30,11 @@ def one_line(text: str, limit: int = 80) -> str:
     """``text`` as one safe line of at most ``limit`` characters, for titles and lists."""
     line = " ".join(plain(text).split())
     return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
+
+
+def model_label(ref: str, limit: int = 80) -> str:
+    """A model's reference for a label: of a path the last part, which is what tells it apart."""
+    line = one_line(ref, limit=4096)
+    if line.startswith(("/", "./", "../", "~")):
+        line = line.rstrip("/").rpartition("/")[2] or line
+    return one_line(line, limit)

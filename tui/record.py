@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from localrun.chat.conversation import Conversation
 from localrun.chat.history import History
 from localrun.chat.messages import Message, Role
-from localrun.tui.plain import one_line, plain
+from localrun.tui.plain import model_label, one_line, plain
 
 TITLE_MAX = 60
 
@@ -47,7 +47,7 @@ class Record:
         record = cls(history)
         kept = history.load(id)
         record.id, record.title = id, one_line(kept.summary.title, TITLE_MAX)
-        record.model = one_line(kept.summary.model)
+        record.model = model_label(kept.summary.model)
         record.turns = [Turn(m.id, _plain(m.message), m.complete) for m in kept.messages]
         if record.turns and record.turns[-1].message.role == "user":
             record.unanswered = record.turns.pop()
@@ -57,7 +57,7 @@ class Record:
         """Keep what the person wrote."""
         message = Message("user", text)
         if self.id is None:
-            self.id, self.model = self._history.create(model), one_line(model)
+            self.id, self.model = self._history.create(model), model_label(model)
             self.title = one_line(text.strip().partition("\n")[0], TITLE_MAX)
         if self.unanswered is None:
             row = self._history.append(self.id, message)

@@ -25,7 +25,7 @@ from localrun.tui.commands import ChatCommands
 from localrun.tui.composer import Composer
 from localrun.tui.draft import Draft
 from localrun.tui.help import Welcome
-from localrun.tui.plain import one_line, plain
+from localrun.tui.plain import model_label, one_line, plain
 from localrun.tui.record import Record, Turn
 from localrun.tui.status import MUTED, Status, StatusLine
 from localrun.tui.transcript import Transcript
@@ -106,14 +106,14 @@ class ChatScreen(ChatActions, Screen[None]):
     # -- the model's life, told by the app
 
     def model_loads(self, ref: str) -> None:
-        self.show_status(Status(state="loading", model=one_line(ref)))
+        self.show_status(Status(state="loading", model=model_label(ref)))
 
     def model_loaded(self, model: ChatModel) -> None:
-        name, backend = one_line(model.name), one_line(model.backend)
+        name, backend = model_label(model.name), one_line(model.backend)
         self.show_status(Status("ready", name, backend, n_ctx=model.n_ctx))
 
     async def model_failed(self, ref: str, error: LocalrunError) -> None:
-        self.show_status(Status(state="failed", model=one_line(ref)))
+        self.show_status(Status(state="failed", model=model_label(ref)))
         if not self.answering:  # whoever waits for an answer shows the error itself
             await self.transcript.add(ErrorTurn(error.message, error.hint))
 

@@ -68,7 +68,7 @@ def find(text: str, here: Settings, *, offer: bool = True) -> ModelFiles:
         if entry(ref.name) is None:
             raise unknown(ref, Library(here).names())
         if offer and _agrees_to_download(ref):
-            from localrun.cli.output import progress
+            from localrun.cli.progress import progress
             from localrun.store.pull import pull
 
             return pull(ref, here, progress=progress())

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TextIO
-
-if TYPE_CHECKING:
-    from localrun.store.progress import Progress
+from typing import Any
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # Bidirectional controls can make a name read as another one (https://trojansource.codes).
@@ -82,15 +79,3 @@ def size(count: int) -> str:
         value /= 1000
         del units[0]
     return f"{value:.1f} {units[0]}"
-
-
-def progress(stream: TextIO | None = None) -> Progress:
-    """A bar with rate and ETA on stderr; silent where that is no terminal."""
-    stream = sys.stderr if stream is None else stream
-    if not stream.isatty():
-        from localrun.store.progress import NoProgress
-
-        return NoProgress()
-    from localrun.cli.bar import Bar
-
-    return Bar(stream)

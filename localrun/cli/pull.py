@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 import typer
 
 from localrun.cli.options import Json, Quant, Ref, Revision
-from localrun.cli.output import emit_json, note, progress, say, size
+from localrun.cli.output import emit_json, note, say, size
+from localrun.cli.progress import progress
 
 Source = Annotated[
     Literal["hub", "pip", "path"] | None,

@@ -10,7 +10,7 @@ from textual.events import Paste
 from localrun.chat.history import History
 from localrun.chat.messages import ChatModel, Message, ReplyEvent
 from localrun.errors import EngineError
-from localrun.tui.plain import one_line, plain
+from localrun.tui.plain import model_label, one_line, plain
 from localrun.tui.theme import DARK
 from localrun.tui.turn import AssistantTurn, UserTurn
 from tests.tui.conftest import Running
@@ -158,3 +158,18 @@ async def test_an_error_of_a_model_file_is_shown_as_text(running: Running) -> No
         assert "[red]␛[31mbad[/] field" in shown
         assert "hint: [@click=app.quit]hint[/]" in shown
         assert app.theme == DARK.name
+
+
+@pytest.mark.parametrize(
+    ("ref", "label"),
+    [
+        ("smollm2", "smollm2"),
+        ("hf:org/repo:Q4_K_M", "hf:org/repo:Q4_K_M"),
+        ("/a/long/way/to/model.gguf", "model.gguf"),
+        ("./models/", "models"),
+        ("/", "/"),
+        ("~/m\x1b.gguf", "m␛.gguf"),
+    ],
+)
+def test_a_path_is_labelled_by_its_last_part(ref: str, label: str) -> None:
+    assert model_label(ref) == label
