@@ -137,7 +137,10 @@ async def open_process(prepared: Prepared) -> EngineClient:
     from localrun.engine.process import EngineProcess
 
     return await EngineProcess.start(
-        prepared.plan, loader=prepared.loader, chat_template=prepared.spec.chat_template
+        prepared.plan,
+        loader=prepared.loader,
+        chat_template=prepared.spec.chat_template,
+        log=settings().state / "engine.log",
     )
 
 

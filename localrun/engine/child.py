@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from localrun import config
 from localrun.engine import frames
@@ -21,6 +22,8 @@ from localrun.errors import EngineCrashedError, EngineError, LocalrunError
 WORKER = "localrun.cli.worker"
 # From the goodbye to SIGTERM, and from there to SIGKILL.
 PATIENCE_S = 6.0
+# What libraries print is for finding out why one crashed: the last runs are enough.
+LOG_BYTES_MAX = 1 << 20
 
 
 class Child:
@@ -194,7 +197,7 @@ class Child:
 
 def _popen(channel: int, log: Path | None) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-P", "-m", WORKER, str(channel)]
-    output = subprocess.DEVNULL if log is None else log.open("ab")
+    output = subprocess.DEVNULL if log is None else _open_log(log)
     try:
         return subprocess.Popen(
             command,
@@ -219,3 +222,13 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
         except subprocess.TimeoutExpired:
             end()
     return process.wait()
+
+
+def _open_log(log: Path) -> BinaryIO:
+    """Append to a log of ours, begun anew once it is long. Raises OSError."""
+    log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+    file = open(os.open(log, flags, 0o600), "ab")
+    if file.tell() > LOG_BYTES_MAX:
+        file.truncate(0)
+    return file

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from localrun.engine.child import Child
+from localrun.engine.child import LOG_BYTES_MAX, Child, _open_log
 from localrun.engine.mailbox import Mailbox
 from localrun.engine.process import EngineProcess
 from localrun.engine.request import FinishReason, GenerationRequest, TokenEvent
@@ -338,3 +338,30 @@ async def test_a_mailbox_gives_what_came_meanwhile_as_one_event_and_then_the_err
     assert await mailbox.take() == TokenEvent("r", "ab", (1, 2, 3))
     with pytest.raises(EngineCrashedError):
         await mailbox.take()
+
+
+def test_the_log_is_private_and_begun_anew_once_it_is_long(tmp_path: Path) -> None:
+    log = tmp_path / "state" / "engine.log"
+    with _open_log(log) as file:
+        file.write(b"x" * (LOG_BYTES_MAX + 1))
+    assert log.stat().st_mode & 0o777 == 0o600
+    assert log.parent.stat().st_mode & 0o777 == 0o700
+
+    with _open_log(log) as file:
+        file.write(b"new")
+
+    assert log.read_bytes() == b"new"
+    with _open_log(log) as file:
+        file.write(b"er")
+    assert log.read_bytes() == b"newer"
+
+
+def test_a_link_planted_at_the_log_is_not_written_through(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / "engine.log").symlink_to(victim)
+
+    with pytest.raises(OSError, match="symbolic links"):
+        _open_log(tmp_path / "engine.log")
+
+    assert victim.read_text() == "mine"
