@@ -228,7 +228,7 @@ def _open_log(log: Path) -> BinaryIO:
     """Append to a log of ours, begun anew once it is long. Raises OSError."""
     log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
-    file = open(os.open(log, flags, 0o600), "ab")
-    if file.tell() > LOG_BYTES_MAX:
-        file.truncate(0)
-    return file
+    descriptor = os.open(log, flags, 0o600)
+    if os.fstat(descriptor).st_size > LOG_BYTES_MAX:
+        os.truncate(descriptor, 0)
+    return os.fdopen(descriptor, "ab")
