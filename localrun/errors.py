@@ -138,7 +138,7 @@ class HeaderError(SourceError):
     """A model file's header is malformed. Names the field and the byte offset."""
 
     http_status = 422
-    hint = "the file is damaged or hostile: get it again from a source you trust"
+    hint = "damaged or hostile: get the GGUF or safetensors files again from a source you trust"
 
     def __init__(self, field: str, offset: int, problem: str, *, file: str = "") -> None:
         where = f"{file}: " if file else ""

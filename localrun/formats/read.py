@@ -27,9 +27,11 @@ _UNSAFE_MAGIC = {
     **{b"\x80" + bytes([protocol]): "a pickle" for protocol in range(2, 6)},
 }
 # Old pickle protocols have no magic; these names hold pickles or archives by convention.
-_UNSAFE_SUFFIXES = frozenset(
-    {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz"}
-    | {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z"}
+PICKLE_SUFFIXES = (
+    ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5",
+)  # fmt: skip
+UNSAFE_SUFFIXES = frozenset(
+    (*PICKLE_SUFFIXES, ".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z")
 )
 
 
@@ -103,7 +105,7 @@ def format_of(source: Source, name: str) -> Format:
     if head[257:262] == b"ustar":
         raise UnsafeFormatError(f"{name}: a tar archive is refused unread")
     suffix = Path(name).suffix.lower()
-    if suffix in _UNSAFE_SUFFIXES:
+    if suffix in UNSAFE_SUFFIXES:
         raise UnsafeFormatError(f"{name}: {suffix} files hold pickles or archives, refused unread")
     if suffix == ".safetensors":
         return "safetensors"

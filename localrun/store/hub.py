@@ -23,6 +23,7 @@ from localrun.errors import (
     UnsafeFormatError,
     VerificationError,
 )
+from localrun.formats.read import PICKLE_SUFFIXES
 from localrun.ref import HubRef
 from localrun.store import hub_cache
 from localrun.store.files import Digest, ModelFile, ModelFiles, Role
@@ -30,7 +31,7 @@ from localrun.store.hub_address import Endpoint, endpoint, tls
 from localrun.store.hub_choice import canonical, needed, select
 from localrun.store.hub_layout import COMMIT, DEFAULT_REVISION, HubRepo, blob_name, inside
 from localrun.store.layout import name_problem
-from localrun.store.quants import PICKLE_SUFFIXES, Grouped, group
+from localrun.store.quants import Grouped, group
 
 if TYPE_CHECKING:
     import httpx2

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from localrun.errors import HeaderError, ModelNotFoundError, SourceError, UnsafeFormatError
 from localrun.formats.header import Format
+from localrun.formats.read import UNSAFE_SUFFIXES
 from localrun.ref import PathRef
 from localrun.store.files import ModelFile, ModelFiles, Role
 from localrun.store.layout import child
@@ -22,7 +23,6 @@ INDEX_MAX_BYTES = 64 << 20
 SHARDS_MAX = 1000
 _SPLIT = re.compile(r"(.*)-([0-9]{5})-of-([0-9]{5})\.gguf\Z", re.ASCII)
 _PROJECTOR = re.compile(r"(\A|[-_.])mmproj([-_.]|\Z)", re.IGNORECASE)
-_UNSAFE = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".npy", ".zip", ".tar", ".gz"})
 _TOKENIZER = frozenset(
     {
         "tokenizer.json",
@@ -92,7 +92,7 @@ def projector(directory: Path) -> tuple[ModelFile, ...]:
 
 
 def _refused(path: Path) -> SourceError:
-    if path.suffix in _UNSAFE:
+    if path.suffix.lower() in UNSAFE_SUFFIXES:
         return UnsafeFormatError(f"{path}: neither GGUF nor safetensors, and refused unread")
     return SourceError(
         f"{path}: neither a .gguf nor a .safetensors file",
@@ -115,7 +115,7 @@ def _directory(path: Path) -> Found:
     if len(first) == 1:
         return Found("gguf", (*_gguf(child(path, first[0])), *extra))
     for name in names:
-        if Path(name).suffix in _UNSAFE:
+        if Path(name).suffix.lower() in UNSAFE_SUFFIXES:
             raise _refused(child(path, name))
     raise SourceError(
         f"{path}: {len(first)} GGUF models and no safetensors model in this directory",

@@ -20,7 +20,6 @@ from localrun.errors import ModelNotFoundError
 from localrun.formats.header import Format
 
 SAFETENSORS_TAG = "SAFETENSORS"
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".npy", ".npz", ".h5")
 INDEX_SUFFIX = ".safetensors.index.json"
 
 _TAG = re.compile(

@@ -172,6 +172,7 @@ JOINS = {
     ("quants.py", "_without_shard"),
     ("download_partial.py", "_own_name"),
     ("catalogue.py", "entries"),
+    ("pip_source.py", "_wheel_bytes"),
 }
 
 
