@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -36,6 +36,9 @@ Model = Annotated[
 Server = Annotated[
     str | None, typer.Option("--server", help="Talk to an OpenAI-compatible server at this URL.")
 ]
+Theme = Annotated[
+    Literal["dark", "light"], typer.Option("--theme", help="Colours; the palette switches them.")
+]
 ApiKey = Annotated[str | None, typer.Option("--api-key", help="Key of that server.")]
 
 
@@ -56,6 +59,7 @@ def chat(
     ram: Ram = None,
     vram: Vram = None,
     backend: Backend = None,
+    theme: Theme = "dark",
 ) -> None:
     """Open the full-screen chat."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
@@ -103,4 +107,5 @@ def chat(
         ),
         system=system,
         model_names=names,
+        theme=theme,
     ).run()

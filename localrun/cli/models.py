@@ -24,8 +24,16 @@ Name = Annotated[
 ]
 
 
-def list_models(json: Json = False) -> None:
+Catalogue = Annotated[
+    bool, typer.Option("--catalogue", help="Names that can be pulled, with what they are.")
+]
+
+
+def list_models(catalogue: Catalogue = False, json: Json = False) -> None:
     """List the models on this disk."""
+    if catalogue:
+        _list_catalogue(json)
+        return
     from localrun.config import settings
     from localrun.store.library import Library
 
@@ -70,6 +78,29 @@ def list_models(json: Json = False) -> None:
     )
     if not stored:
         note("no models here yet: `localrun pull smollm2` fetches one of 98 MB")
+
+
+def _list_catalogue(json: bool) -> None:
+    from localrun.store.catalogue import entries
+
+    known = entries().values()
+    if json:
+        emit_json(
+            {
+                "models": [
+                    {
+                        "ref": entry.name,
+                        "source": str(entry.source),
+                        "quant": entry.quant,
+                        "licence": entry.licence,
+                        "about": entry.about,
+                    }
+                    for entry in known
+                ]
+            }
+        )
+        return
+    table(("name", "licence", "about"), [(each.name, each.licence, each.about) for each in known])
 
 
 def show(ref: Ref, json: Json = False) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from localrun.config import settings
+from localrun.ref import parse
 from tests.gguf_builder import gguf_bytes, llama_metadata
 
 FRANCE = "Name the capital of France."
@@ -231,3 +232,13 @@ def test_a_configuration_that_cannot_be_meant_is_refused(text: str, said: str, h
 
     assert outcome.returncode == 2
     assert said in outcome.stderr
+
+
+def test_the_catalogue_lists_names_that_parse_with_their_source_and_licence(home: Path) -> None:
+    listed = json.loads(localrun("list", "--catalogue", "--json").stdout)["models"]
+
+    assert len(listed) >= 20
+    for model in listed:
+        assert str(parse(model["ref"])) == model["ref"]
+        assert model["licence"]
+        assert str(parse(model["source"])) == model["source"]
