@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -137,9 +138,18 @@ def function(part: str, name: str, result: Any, *arguments: Any) -> Any:
 
 
 def _ggml(name: str) -> ctypes.CDLL:
-    """One of ggml's libraries, beside libllama and already loaded with it."""
+    """The handle that one of ggml's functions is looked up in.
+
+    A lookup in libllama reaches the libraries that libllama itself was linked with. Opening one by
+    its file name would not: a wheel holds no links, so ``libggml-cpu.so`` and ``libggml-cpu.so.0``
+    are two files and the loader makes two libraries of them. Threads of the second compute with
+    tables that only the first has filled, which turns GELU models into NaN.
+    """
+    if sys.platform != "win32":
+        return _libllama
+    # A module's lookup ends at the module there, and its libraries have one name each.
     folder = Path(_libllama._name).parent
-    for file in (f"lib{name}.so", f"lib{name}.dylib", f"{name}.dll", f"lib{name}.dll"):
+    for file in (f"{name}.dll", f"lib{name}.dll"):
         if (folder / file).exists():
             return ctypes.CDLL(str(folder / file))
     raise OSError(f"no {name} library in {folder}")

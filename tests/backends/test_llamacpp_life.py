@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -135,3 +136,19 @@ def test_the_librarys_log_goes_to_logging_only(
         load_model().close()
     assert "buffer size" in caplog.text
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_each_native_library_is_loaded_once(load_model: LoadModel) -> None:
+    """A second copy of one computes with tables that nobody filled: NaN from GELU models."""
+    from localrun.backends.llamacpp import library
+
+    runner = load_model(threads=2)
+    runner.forward([BatchItem(runner.new_sequence(), [1, 2, 3])])
+    assert library.devices()
+    mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
+    loaded = [Path(path) for path in mapped if "/lib" in path and ".so" in path]
+    ours = [path.name.partition(".so")[0] for path in loaded if path.name.startswith("libggml")]
+    assert sorted(ours) == sorted(set(ours))
+    assert "libggml-base" in ours
+    runner.close()
