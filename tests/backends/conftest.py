@@ -16,7 +16,7 @@ from localrun.plan.plan import Execution, KvType, Plan
 
 @pytest.fixture(scope="session")
 def load_model(smollm2_path: Path) -> Callable[..., ModelRunner]:
-    """Loads the default model, or the files given, on one thread unless told: busy cores slow it least."""
+    """Loads the default model, or the files given; one thread: a busy machine slows it least."""
     if importlib.util.find_spec("llama_cpp") is None:
         pytest.skip("llama_cpp is not installed")
     from localrun.backends.llamacpp.backend import load
