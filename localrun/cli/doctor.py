@@ -9,7 +9,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
 
 from localrun.cli.options import Json
 from localrun.cli.output import emit_json, note, say, size
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from localrun.hardware.machine import Machine
 
 State = Literal["ok", "note", "missing", "broken"]
+Verify = Annotated[
+    bool, typer.Option("--verify", help="Also read every byte of every model: takes minutes.")
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +37,13 @@ class Check:
     fix: str = ""
 
 
-def doctor(json: Json = False) -> None:
+def doctor(verify: Verify = False, json: Json = False) -> None:
     """Check the installation and print the command that mends what is wrong."""
     from localrun.config import settings
     from localrun.hardware.probe import probe
 
     here = settings()
-    checks = list(_checks(here, probe([here.data, here.hub_cache])))
+    checks = list(_checks(here, probe([here.data, here.hub_cache]), verify))
     if json:
         emit_json({"ok": all(_fine(check) for check in checks), "checks": [*map(asdict, checks)]})
         return
@@ -55,7 +60,7 @@ def _fine(check: Check) -> bool:
     return check.state in ("ok", "note")
 
 
-def _checks(here: Settings, machine: Machine) -> Iterator[Check]:
+def _checks(here: Settings, machine: Machine, verify: bool) -> Iterator[Check]:
     import platform
 
     from localrun.backends.registry import backend, names
@@ -65,7 +70,7 @@ def _checks(here: Settings, machine: Machine) -> Iterator[Check]:
         yield from backend_checks(backend(name), machine)
     yield _pip()
     yield _configuration(here)
-    yield from _store(here)
+    yield from _store(here, verify)
     yield from _hub(here)
     for disk in machine.disks:
         yield Check("disk", "ok", f"{size(disk.free)} free under {disk.path}")
@@ -137,17 +142,23 @@ def _configuration(here: Settings) -> Check:
     return Check("config", "ok", f"{here.config_file}" + ("" if exists else " (none, defaults)"))
 
 
-def _store(here: Settings) -> Iterator[Check]:
+def _store(here: Settings, verify: bool) -> Iterator[Check]:
+    from localrun.cli.progress import progress
+    from localrun.store.health import examine
     from localrun.store.library import Library
 
     stored = Library(here).list()
     yield Check("models", "ok", f"{len(stored)} on this disk, ours under {here.data}")
-    for model in stored:
-        if model.state != "ok":
-            yield Check(
-                "model", "broken", f"{model.ref}: {model.state} {model.detail}".rstrip(),
-                f"localrun pull {model.ref}, or localrun rm {model.ref}",
-            )  # fmt: skip
+    if verify:
+        total = sum(model.bytes for model in stored)
+        note(f"reading every byte of {len(stored)} models, {size(total)}")
+    for finding in examine(here, rehash=verify, progress=progress()):
+        yield Check(
+            "store",
+            "note" if finding.harmless else "broken",
+            f"{finding.name}: {finding.path} {finding.problem}",
+            finding.fix,
+        )
 
 
 def _hub(here: Settings) -> Iterator[Check]:

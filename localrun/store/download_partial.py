@@ -171,6 +171,19 @@ def left_behind(repo: HubRepo, file: ModelFile) -> int:
     return max((size for size, _ in _orphans(repo, file)), default=0)
 
 
+def abandoned(repo: HubRepo) -> list[tuple[int, Path]]:
+    """Partial files of dead processes, of any file of the repository, with their bytes."""
+    found: list[tuple[int, Path]] = []
+    with suppress(OSError):
+        for entry in os.scandir(repo.blobs):
+            if entry.name.endswith(_SUFFIX):
+                with suppress(OSError):
+                    info = entry.stat(follow_symlinks=False)
+                    if _is_orphan(entry.name, info.st_mtime):
+                        found.append((info.st_size, Path(entry.path)))
+    return found
+
+
 def growth(repo: HubRepo, file: ModelFile) -> tuple[tuple[str, int, int], ...]:
     """Changes while some process, here or elsewhere, is getting this file."""
     return tuple(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -65,16 +65,29 @@ def find(ref: HubRef, settings: Settings, revision: str | None = None) -> ModelF
     return None
 
 
+def repositories(settings: Settings) -> Sequence[HubRepo]:
+    """Every model repository that the cache has a corner for, by name."""
+    root = settings.hub_cache
+    found: list[HubRepo] = []
+    with suppress(OSError):
+        for name in sorted(os.listdir(root)):
+            kind, *parts = name.split("--")
+            if kind == "models" and len(parts) == 2:
+                with suppress(RefError):
+                    org = check_part(parts[0], "organisation")
+                    found.append(HubRepo(root, org, check_part(parts[1], "repository")))
+    return found
+
+
 def scan(settings: Settings) -> Sequence[ModelFiles]:
     """Every complete model in the cache, one entry per quantization and commit, by name."""
     found: list[ModelFiles] = []
-    for org, name in sorted(_repositories(settings.hub_cache)):
-        repo = HubRepo(settings.hub_cache, org, name)
+    for repo in repositories(settings):
         for snapshot in _snapshots(repo, None):
             with suppress(OSError):
                 grouped = snapshot.grouped
                 for variant in grouped.variants:
-                    ref = canonical(HubRef(org, name), grouped, variant)
+                    ref = canonical(HubRef(repo.org, repo.repo), grouped, variant)
                     if _whole(snapshot, variant):
                         found.append(_files(repo, snapshot, grouped, variant, ref))
     return found
@@ -115,8 +128,18 @@ def remove(files: ModelFiles, settings: Settings) -> int:
     return freed
 
 
-def verify(file: ModelFile) -> None:
-    """Read a file on disk and compare it with its digest.
+def broken_links(repo: HubRepo) -> Sequence[Path]:
+    """Files of its commits that cannot be seen: their blob is gone, or lies outside the cache."""
+    return [
+        Path(directory, base)
+        for directory, _, names in os.walk(repo.snapshots)
+        for base in sorted(names)
+        if not inside(repo.root, Path(directory, base))
+    ]
+
+
+def verify(file: ModelFile, advance: Callable[[int], None] = lambda _: None) -> None:
+    """Read a file on disk and compare it with its digest; ``advance`` hears of the bytes read.
 
     Raises:
         VerificationError: it differs, or nothing says what it should be.
@@ -128,6 +151,7 @@ def verify(file: ModelFile) -> None:
     with disk_errors(file.path), file.path.open("rb") as stream:
         while chunk := stream.read(_CHUNK):
             hashing.update(chunk)
+            advance(len(chunk))
     if hashing.hexdigest() != file.digest.value:
         raise VerificationError(
             f"{file.path} differs from its published digest {file.digest.value}",
@@ -142,18 +166,6 @@ def hasher(kind: DigestKind, size: int) -> Hash:
     hashing = hashlib.sha1(usedforsecurity=False)
     hashing.update(b"blob %d\0" % size)
     return hashing
-
-
-def _repositories(root: Path) -> Iterator[tuple[str, str]]:
-    try:
-        names = os.listdir(root)
-    except OSError:
-        return
-    for name in names:
-        kind, *parts = name.split("--")
-        if kind == "models" and len(parts) == 2:
-            with suppress(RefError):
-                yield check_part(parts[0], "organisation"), check_part(parts[1], "repository")
 
 
 def _snapshots(repo: HubRepo, revision: str | None) -> Iterator[_Snapshot]:

@@ -116,14 +116,25 @@ class Layout:
             disk.DISK.mkdir(scratch)
         return scratch
 
-    def sweep(self) -> None:
-        """Remove temporaries whose process is gone. Never fails."""
+    def leftovers(self) -> tuple[Path, ...]:
+        """Temporaries whose process is gone."""
         places = [self.incomplete, self.manifests]
         with suppress(OSError):
             places += self.models.glob("*/*")
+        found: list[Path] = []
         for place in places:
             if not any(_is_link(path) for path in (place, place.parent, place.parent.parent)):
-                _sweep(place)
+                found += _abandoned(place)
+        return tuple(found)
+
+    def sweep(self) -> None:
+        """Remove the leftovers. Never fails."""
+        for path in self.leftovers():
+            with suppress(OSError):
+                if path.is_dir() and not _is_link(path):
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
 
 
 def temporary_name(target: str = "") -> str:
@@ -181,17 +192,15 @@ def name_problem(relative: str) -> str | None:
     return None
 
 
-def _sweep(directory: Path) -> None:
+def _abandoned(directory: Path) -> list[Path]:
+    found: list[Path] = []
     with suppress(OSError):
-        for entry in list(os.scandir(directory)):
+        for entry in os.scandir(directory):
             with suppress(OSError):
                 age = time.time() - entry.stat(follow_symlinks=False).st_mtime
-                if not owner_is_gone(entry.name, age):
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    shutil.rmtree(entry.path)
-                else:
-                    os.unlink(entry.path)
+                if owner_is_gone(entry.name, age):
+                    found.append(Path(entry.path))
+    return found
 
 
 def _pip_name(package: str, version: str) -> str:

@@ -132,15 +132,28 @@ def read(path: Path) -> Manifest:
         return _manifest(document)
     except FileNotFoundError:
         raise
+    except _LaterVersion as error:
+        raise SourceError(
+            f"{path}: {error}", hint="update localrun; to do without, pull the model again"
+        ) from error
     except (OSError, ValueError, RecursionError, RefError, VerificationError) as error:
         raise SourceError(
             f"{path}: damaged manifest: {error}", hint="pull the model again, or delete this file"
         ) from error
 
 
+class _LaterVersion(ValueError):
+    """Not damaged: written by a later program."""
+
+
 def _manifest(document: dict[str, Any]) -> Manifest:
-    if document.get("version") != MANIFEST_VERSION:
-        raise ValueError(f"version {document.get('version')!r}, this program reads 1")
+    version = document.get("version")
+    if type(version) is int and version > MANIFEST_VERSION:
+        raise _LaterVersion(
+            f"a later localrun wrote it (version {version}, not {MANIFEST_VERSION})"
+        )
+    if version != MANIFEST_VERSION:
+        raise ValueError(f"version {version!r}, this program reads {MANIFEST_VERSION}")
     files = document.get("files")
     if not isinstance(files, list) or not files:
         raise ValueError("files is not a list")

@@ -188,7 +188,10 @@ def _pull_hub(
     here = hub_cache.find(source, settings, revision)
     if here is not None and (not verify_again or _verified(here, settings)):
         named = here.ref if isinstance(ref, HubRef) else ref
-        return replace(here, ref=named, licence=_recorded_licence(named, settings))
+        record = _readable_record(named, settings)
+        # The cache alone cannot tell that a file was cut short; the record knows its size.
+        if record is None or record.revision != here.revision or not record.missing(layout):
+            return replace(here, ref=named, licence=record.licence if record else None)
     layout.private_dir(layout.lock(source).parent)
     with lock.held(layout.lock(source)):
         remote = hub.resolve(source, settings, revision)
@@ -206,11 +209,10 @@ def _pull_hub(
     return replace(files, ref=named)
 
 
-def _recorded_licence(ref: ModelRef, settings: Settings) -> str | None:
-    """The hub cache keeps no licence; our record does."""
+def _readable_record(ref: ModelRef, settings: Settings) -> Manifest | None:
+    """Ours, if there is one: the hub cache keeps neither licence nor sizes."""
     with suppress(SourceError):
-        record = Library(settings).record(ref)
-        return record.licence if record is not None else None
+        return Library(settings).record(ref)
     return None
 
 

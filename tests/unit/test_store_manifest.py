@@ -61,7 +61,8 @@ def _set(*path: str | int, to: Any) -> Callable[[Any], None]:
 
 
 BAD: dict[str, Callable[[Any], None]] = {
-    "version of the future": _set("version", to=2),
+    "version of the past": _set("version", to=0),
+    "version that is none": _set("version", to="1"),
     "reference that does not parse": _set("ref", to="org/../x"),
     "reference that is a path": _set("ref", to="../x"),
     "source that is a path": _set("source", to="/etc"),
@@ -107,6 +108,14 @@ def test_a_damaged_record_is_refused_by_name(here: Settings, change: Callable[[A
     with pytest.raises(SourceError, match="damaged manifest") as info:
         manifest.read(path)
     assert path.name in info.value.message
+
+
+def test_a_record_of_a_later_program_is_not_called_damaged(here: Settings) -> None:
+    path = stored(here, sound())
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 2}))
+    with pytest.raises(SourceError, match="a later localrun wrote it") as info:
+        manifest.read(path)
+    assert "update localrun" in info.value.hint
 
 
 @pytest.mark.parametrize(
