@@ -35,8 +35,9 @@ def parameters(
         model.devices = ctypes.addressof(_NO_DEVICES)
     model.load_mode = llama.LLAMA_LOAD_MODE_MMAP if execution.mmap else llama.LLAMA_LOAD_MODE_NONE
     context = llama.llama_context_default_params()
-    context.n_ctx = execution.n_ctx
-    context.n_batch = context.n_ubatch = execution.ubatch
+    # One that cannot hold a token of each sequence ends the process; the runner counts to n_ctx.
+    context.n_ctx = max(execution.n_ctx, SEQUENCES)
+    context.n_batch = context.n_ubatch = max(execution.ubatch, SEQUENCES)
     context.n_seq_max = SEQUENCES
     context.kv_unified = True
     # A window cache kept whole can be cut anywhere, which the prefix cache lives on.

@@ -138,6 +138,15 @@ def test_the_librarys_log_goes_to_logging_only(
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_context_of_one_token_is_a_context(load_model: LoadModel) -> None:
+    runner = load_model(n_ctx=1, ubatch=1)
+    sequence = runner.new_sequence()
+    assert runner.forward([BatchItem(sequence, [1])]).rows == 1
+    with pytest.raises(EngineError, match="context of 1"):
+        runner.forward([BatchItem(sequence, [2])])
+    runner.close()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_each_native_library_is_loaded_once(load_model: LoadModel) -> None:
     """A second copy of one computes with tables that nobody filled: NaN from GELU models."""
