@@ -6,6 +6,7 @@ one line; ``--verbose`` shows the traceback.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -118,6 +119,11 @@ def execute(arguments: Sequence[str]) -> int:
         else:
             complain(error.message, "")
         return error.exit_code
+    except OSError as error:
+        # The disk behind a redirection is full, a directory is not ours: no defect of the program.
+        place = error.filename if isinstance(error.filename, str) else "standard output"
+        complain(f"{place}: {error.strerror or error}", "")
+        return EXIT_FAILURE
     except Exception as error:  # the command line's top
         if "--verbose" in arguments:
             raise
@@ -128,6 +134,18 @@ def execute(arguments: Sequence[str]) -> int:
         return EXIT_FAILURE
 
 
+def _open_closed_streams() -> None:
+    """A stream that the shell closed (``>&-``) becomes the null device.
+
+    This comes before anything is opened, so that no file or socket of ours gets its number.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            null = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115  # open until the end
+            setattr(sys, name, null)
+
+
 def run_app() -> None:
     """Run the command line of this process and exit."""
+    _open_closed_streams()
     sys.exit(execute(sys.argv[1:]))

@@ -95,7 +95,7 @@ def run(
 
 def _prompt(argument: str | None) -> str:
     """The argument, then what is piped in, a blank line between."""
-    piped = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
+    piped = "" if sys.stdin is None or sys.stdin.isatty() else _piped()
     parts = [part for part in (argument or "", piped.strip("\n")) if part]
     if not parts:
         raise UsageError(
@@ -103,6 +103,23 @@ def _prompt(argument: str | None) -> str:
             hint="`localrun chat` opens a conversation",
         )
     return "\n\n".join(parts)
+
+
+def _piped() -> str:
+    """Standard input as UTF-8, whatever the locale says, with or without a byte order mark.
+
+    Raises:
+        UsageError: it is something else. A question is never altered to make it fit.
+    """
+    data = sys.stdin.buffer.read()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"standard input is not UTF-8 text: byte {error.start} is 0x{data[error.start]:02x}",
+            hint="convert it first, such as `iconv -f latin1 -t utf-8`; binary files are not read",
+        ) from error
+    return text.replace("\r\n", "\n")
 
 
 async def _stream(

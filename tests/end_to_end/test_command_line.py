@@ -50,6 +50,53 @@ def test_run_reads_what_is_piped_behind_its_prompt(smollm2_path: Path) -> None:
     assert "Paris" in outcome.stdout
 
 
+def test_run_refuses_input_that_is_not_text_naming_the_byte(smollm2_path: Path) -> None:
+    outcome = subprocess.run(
+        [*LOCALRUN, "run", str(smollm2_path), "Summarise"],
+        input=b"caf\xe9 au lait",
+        capture_output=True,
+        timeout=120,
+    )
+
+    assert outcome.returncode == 2
+    assert b"byte 3 is 0xe9" in outcome.stderr
+    assert outcome.stdout == b""
+
+
+CLOSED = {"input": "<&-", "output": ">&-", "errors": "2>&-", "all three": "<&- >&- 2>&-"}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell closes the streams")
+@pytest.mark.parametrize("streams", CLOSED.values(), ids=CLOSED.keys())
+def test_streams_closed_by_the_shell_are_no_failure(streams: str, home: Path) -> None:
+    command = f'exec "$0" "$@" {streams}'
+    outcome = subprocess.run(
+        ["/bin/sh", "-c", command, *LOCALRUN, "list"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+    assert outcome.returncode == 0, outcome.stderr
+    assert "error" not in outcome.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+def test_a_full_disk_behind_a_redirection_is_no_defect(smollm2_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        outcome = subprocess.run(
+            [*LOCALRUN, "show", str(smollm2_path)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+        )
+
+    assert outcome.returncode == 1
+    assert "standard output: No space left" in outcome.stderr
+    assert "internal error" not in outcome.stderr
+
+
 def test_the_same_seed_gives_the_same_text_and_another_another(smollm2_path: Path) -> None:
     def story(seed: int) -> str:
         return localrun(
