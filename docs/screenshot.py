@@ -3,8 +3,7 @@
     python docs/screenshot.py docs/chat.svg
 
 What it types is what a person would: a question, a second one that is cancelled with Esc, a new
-chat, and the old one again from the list. Needs tmux and a pulled default model. The conversation
-is kept in a temporary home; the model is the developer's own.
+chat, and the old one again from the list. Needs tmux. Everything is kept in a temporary home.
 """
 
 from __future__ import annotations
@@ -18,17 +17,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
-from rich.terminal_theme import MONOKAI
+from rich.terminal_theme import TerminalTheme
 from rich.text import Text
-
-from localrun.config import settings
-from localrun.ref import parse
-from localrun.store.library import Library
 
 COLUMNS, ROWS = 100, 32
 SESSION = f"localrun-screenshot-{os.getpid()}"
 DEADLINE_S = 60.0
+# The chat draws in true colours of its dark theme; only background and text are the terminal's.
+PLAIN = [(0x80, 0x80, 0x80)] * 8
+SCREEN = TerminalTheme((0x13, 0x15, 0x1A), (0xD9, 0xDC, 0xE3), PLAIN)
 
 
 def tmux(*arguments: str) -> str:
@@ -68,29 +67,34 @@ def finished(text: str) -> object:
 
 def drive() -> str:
     """Returns the screen with its colours at the end of the walk."""
-    wait_for("the prompt", lambda text: "ready" in text.lower())
-    type_line("What is the capital of France? Answer in one sentence.")
+    wait_for("the model loaded", lambda text: "llama.cpp" in text)
+    type_line("Name the capital of France.")
     wait_for("an answer that names Paris", lambda text: text.count("Paris") and finished(text))
     type_line("Write a very long story about a river.")
-    wait_for("the story's beginning", lambda text: "generating" in text.lower())
+    wait_for("the story's beginning", lambda text: text.count("river") > 1)
     time.sleep(1)
     key("Escape")
     wait_for("the cancelled mark", lambda text: "cancelled" in text.lower())
     key("C-n")
     wait_for("an empty chat", lambda text: "Paris" not in text)
     key("C-s")
-    wait_for("the list of chats", lambda text: "What is the capital" in text)
+    wait_for("the list of chats", lambda text: "Name the capital" in text)
     key("Enter")
-    wait_for("the old chat", lambda text: "cancelled" in text.lower())
-    return tmux("capture-pane", "-p", "-e", "-t", SESSION)
+    wait_for("the old chat", lambda text: "story about a river" in text)
+    return tmux("capture-pane", "-p", "-e", "-N", "-t", SESSION)
 
 
 def main() -> None:
-    model = Library(settings()).find(parse("smollm2"))
-    if model is None or model.weights[0].path is None:
-        raise SystemExit("pull the model first: localrun pull smollm2")
     with tempfile.TemporaryDirectory() as home:
-        command = f"{sys.executable} -P -m localrun.cli chat {model.weights[0].path}"
+        localrun = [sys.executable, "-P", "-m", "localrun.cli"]
+        subprocess.run(
+            [*localrun, "pull", "smollm2"],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, "LOCALRUN_HOME": home},
+            timeout=300,
+        )
+        command = " ".join([*localrun, "chat", "smollm2", "--temperature", "0"])
         size = ["-x", str(COLUMNS), "-y", str(ROWS)]
         environment = ["-e", f"LOCALRUN_HOME={home}", "-e", "COLORTERM=truecolor"]
         tmux("new-session", "-d", "-s", SESSION, *size, *environment, command)
@@ -100,7 +104,10 @@ def main() -> None:
             subprocess.run(["tmux", "kill-session", "-t", SESSION], check=False, timeout=30)
     console = Console(record=True, width=COLUMNS, file=open(os.devnull, "w"))  # noqa: SIM115
     console.print(Text.from_ansi(captured))
-    Path(sys.argv[1]).write_text(console.export_svg(title="localrun chat", theme=MONOKAI))
+    # The picture is whole by itself: no font is fetched from anywhere.
+    form = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
+    svg = console.export_svg(title="localrun chat", theme=SCREEN, code_format=form)
+    Path(sys.argv[1]).write_text(svg)
 
 
 if __name__ == "__main__":
