@@ -8,6 +8,7 @@ chat, and the old one again from the list. Needs tmux. Everything is kept in a t
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import subprocess
@@ -102,7 +103,7 @@ def main() -> None:
             captured = drive()
         finally:
             subprocess.run(["tmux", "kill-session", "-t", SESSION], check=False, timeout=30)
-    console = Console(record=True, width=COLUMNS, file=open(os.devnull, "w"))  # noqa: SIM115
+    console = Console(record=True, width=COLUMNS, file=io.StringIO())
     console.print(Text.from_ansi(captured))
     # The picture is whole by itself: no font is fetched from anywhere.
     form = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)

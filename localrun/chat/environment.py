@@ -15,13 +15,13 @@ from collections.abc import Mapping
 from typing import Any
 
 # The render child imports jinja2 and nothing else: it is the reason this process exists.
-from jinja2 import Template, nodes  # noqa: TID253
-from jinja2.exceptions import SecurityError, TemplateError  # noqa: TID253
-from jinja2.ext import Extension, LoopControlExtension  # noqa: TID253
-from jinja2.parser import Parser  # noqa: TID253
-from jinja2.runtime import Context, Macro  # noqa: TID253
-from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: TID253
-from jinja2.utils import Namespace  # noqa: TID253
+from jinja2 import Template, nodes
+from jinja2.exceptions import SecurityError, TemplateError
+from jinja2.ext import Extension, LoopControlExtension
+from jinja2.parser import Parser
+from jinja2.runtime import Context, Macro
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 
 from localrun.chat.render_frames import OUTPUT_BYTES_MAX, SOURCE_BYTES_MAX
 
