@@ -45,11 +45,12 @@ def write_wheel(
     record_changes: Mapping[str, str] | None = None,
     metadata_name: str | None = None,
     infos: Mapping[str, zipfile.ZipInfo] | None = None,
+    licence: str = "MIT",
 ) -> Path:
     """Write one wheel. ``infos`` overrides how a member is stored."""
     dist = f"{name.replace('-', '_')}-{version}"
     lines = ["Metadata-Version: 2.1", f"Name: {metadata_name or name}", f"Version: {version}"]
-    lines += ["License: MIT", *(f"Requires-Dist: {each}" for each in requires), "", "Text"]
+    lines += [f"License: {licence}", *(f"Requires-Dist: {each}" for each in requires), "", "Text"]
     whole = {
         **members,
         f"{dist}.dist-info/METADATA": "\n".join(lines).encode(),

@@ -6,9 +6,11 @@ one line; ``--verbose`` shows the traceback.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
+from types import TracebackType
 from typing import Annotated, Any
 
 import typer
@@ -16,7 +18,7 @@ from typer.main import get_command
 
 from localrun import __version__
 from localrun.cli import bench, chat, doctor, hardware, models, pull, run, serve
-from localrun.cli.output import complain
+from localrun.cli.output import clean_text, complain
 from localrun.config import ENV_PREFIX
 from localrun.errors import LocalrunError
 
@@ -44,9 +46,9 @@ def root(
     if version:
         typer.echo(f"localrun {__version__}")
         raise typer.Exit
-    import logging
+    from localrun.cli.log import log_to_stderr
 
-    logging.basicConfig(level=logging.DEBUG if verbose else logging.ERROR, stream=sys.stderr)
+    log_to_stderr(verbose=verbose)
 
 
 app.command("pull")(pull.pull)
@@ -113,11 +115,7 @@ def execute(arguments: Sequence[str]) -> int:
         sys.stderr.close()
         return EXIT_FAILURE
     except typer.TyperException as error:
-        show = getattr(error, "show", None)
-        if show is not None:
-            show()
-        else:
-            complain(error.message, "")
+        _show_usage(error)
         return error.exit_code
     except OSError as error:
         # The disk behind a redirection is full, a directory is not ours: no defect of the program.
@@ -134,6 +132,26 @@ def execute(arguments: Sequence[str]) -> int:
         return EXIT_FAILURE
 
 
+def _show_usage(error: typer.TyperException) -> None:
+    """What the library says of a command line, which may quote what was pasted into it."""
+    show = getattr(error, "show", None)
+    if show is None:
+        complain(error.message, "")
+        return
+    said = io.StringIO()
+    show(file=said)
+    sys.stderr.write(clean_text(said.getvalue()))
+
+
+def _show_defect(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """The traceback of ``--verbose``, whose last line may quote a stranger."""
+    import traceback
+
+    sys.stderr.write(clean_text("".join(traceback.format_exception(kind, error, trace))))
+
+
 def _open_closed_streams() -> None:
     """A stream that the shell closed (``>&-``) becomes the null device.
 
@@ -148,4 +166,8 @@ def _open_closed_streams() -> None:
 def run_app() -> None:
     """Run the command line of this process and exit."""
     _open_closed_streams()
+    sys.excepthook = _show_defect
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal that lacks a character shows a mark in its place; the answer goes on.
+        sys.stdout.reconfigure(errors="replace")
     sys.exit(execute(sys.argv[1:]))

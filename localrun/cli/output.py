@@ -16,8 +16,10 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _BIDI = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)], REPLACEMENT)
 # C0, DEL and C1: all that a terminal obeys begins with one of them.
 _CONTROLS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)], REPLACEMENT)
-_TEXT = {code: to for code, to in _CONTROLS.items() if chr(code) not in "\n\t"}
-_LINE = _CONTROLS | _BIDI
+# Half a character, as in file names that are no text: nothing can encode it.
+_HALVES = dict.fromkeys(range(0xD800, 0xE000), REPLACEMENT)
+_TEXT = {code: to for code, to in _CONTROLS.items() if chr(code) not in "\n\t"} | _HALVES
+_LINE = _CONTROLS | _BIDI | _HALVES | dict.fromkeys((0x2028, 0x2029), REPLACEMENT)
 
 
 def clean_text(text: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import csv
+import email.message
 import email.parser
 import io
 import re
@@ -77,15 +78,21 @@ def read_wheel(path: Path) -> WheelContents:
     name, version = message.get("Name"), message.get("Version")
     if not name or not version:
         raise VerificationError(f"{path.name}: METADATA names no package and version")
-    licence = message.get("License-Expression") or message.get("License")
     return WheelContents(
         path=path,
         name=re.sub(r"[-_.]+", "-", name.strip()).lower(),
         version=version.strip(),
-        licence=licence.splitlines()[0].strip() if licence and licence.strip() else None,
+        licence=_licence(message),
         requires=tuple(value.strip() for value in message.get_all("Requires-Dist", [])),
         members=_record(record, path),
     )
+
+
+def _licence(message: email.message.Message) -> str | None:
+    """The first line of what the package says; None where it says nothing that can be printed."""
+    stated = message.get("License-Expression") or message.get("License") or ""
+    first = next(iter(stated.strip().splitlines()), "").strip()
+    return first if first and first.isprintable() else None
 
 
 def extract_member(

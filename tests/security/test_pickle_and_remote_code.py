@@ -113,7 +113,7 @@ def here_localrun(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
     """The same command in this process: a tenth of the time."""
 
     def command(*arguments: str) -> Outcome:
-        monkeypatch.setattr(sys, "stdin", io.StringIO())
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
         code = execute(arguments)
         return Outcome(arguments, code, *capsys.readouterr())
 
