@@ -27,6 +27,7 @@ from localrun.chat.conversation import (
 )
 from localrun.chat.messages import Message
 from localrun.errors import DiskFullError, LocalrunError, SourceError, UsageError
+from localrun.store.disk import make_private
 
 BUSY_S = 5.0
 _PAGE_BYTES = 4096
@@ -76,7 +77,7 @@ class History:
         self._path = path
         self._lock = threading.RLock()
         with self._errors():
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(path.parent)
             # SQLite gives the log files beside it the same mode.
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
             path.chmod(0o600)

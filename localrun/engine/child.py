@@ -18,6 +18,7 @@ from localrun.engine.client import EngineInfo
 from localrun.engine.mailbox import Mailbox
 from localrun.engine.request import GenerationRequest
 from localrun.errors import EngineCrashedError, EngineError, LocalrunError
+from localrun.store.disk import make_private
 
 WORKER = "localrun.cli.worker"
 # From the goodbye to SIGTERM, and from there to SIGKILL.
@@ -226,7 +227,7 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
 
 def _open_log(log: Path) -> BinaryIO:
     """Append to a log of ours, begun anew once it is long. Raises OSError."""
-    log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(log.parent)
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
     descriptor = os.open(log, flags, 0o600)
     if os.fstat(descriptor).st_size > LOG_BYTES_MAX:

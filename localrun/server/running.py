@@ -19,6 +19,7 @@ import psutil
 
 from localrun.config import Settings
 from localrun.errors import ServerError
+from localrun.store.disk import make_private
 
 # Start times come from the kernel in ticks; two readings of one process differ by less.
 SAME_START_S = 0.5
@@ -112,7 +113,7 @@ def _process(server: RunningServer) -> psutil.Process | None:
 
 
 def _write(place: Path, content: bytes) -> None:
-    place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(place.parent)
     draft = place.with_suffix(".new")
     # Left by an earlier process of the same id, or planted: either way not ours to write through.
     draft.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from localrun.errors import DiskFullError, LocalrunError
@@ -58,6 +58,18 @@ class Disk:
 
 
 DISK = Disk()
+
+
+def make_private(directory: Path) -> None:
+    """Create ``directory`` and what is missing above it, each for its owner alone.
+
+    Raises:
+        OSError: it cannot be made. A file in its place is left to whoever opens it.
+    """
+    for place in (*reversed(directory.parents), directory):
+        if not place.exists():
+            with suppress(FileExistsError):
+                place.mkdir(mode=0o700)
 
 
 @contextmanager

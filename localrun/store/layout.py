@@ -29,14 +29,13 @@ from localrun.config import Settings
 from localrun.errors import RefError, UsageError, VerificationError
 from localrun.ref import PART_MAX, LocalRef, ModelRef, PipRef, check_part
 from localrun.store import disk
-from localrun.store.disk import disk_errors
+from localrun.store.disk import disk_errors, make_private
 
 PIP_PUBLISHER = "pip"
 NAME_MAX_BYTES = 200  # leaves room for a temporary's suffix below the 255 of most disks
 DEPTH_MAX = 16
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|\Z)", re.IGNORECASE)
 _WINDOWS_FORBIDDEN = frozenset('<>:"|?*\\')
-_PRIVATE = 0o700
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +92,7 @@ class Layout:
             UsageError: a link or a file stands where a directory of the store belongs.
         """
         with disk_errors(self.data):
-            self.data.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
+            make_private(self.data)
         current = self.data
         for part in path.relative_to(self.data).parts:
             current = current / part

