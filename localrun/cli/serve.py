@@ -116,7 +116,8 @@ def _provider(
     import asyncio
 
     from localrun.cli.loading import find, open_chat, prepare
-    from localrun.ref import parse
+    from localrun.errors import ModelNotFoundError
+    from localrun.ref import PathRef, parse
     from localrun.server.app import ModelCard
     from localrun.server.provider import LoadingProvider
     from localrun.store.library import Library
@@ -130,6 +131,12 @@ def _provider(
         if name in prepared:
             return name
         ref = parse(name)
+        if isinstance(ref, PathRef):
+            # Whoever may ask questions may not look around on this disk.
+            raise ModelNotFoundError(
+                f"{name!r}: a request cannot name a path",
+                hint="`localrun serve PATH` serves that file, `localrun import PATH` gives a name",
+            )
         find(name, here, offer=False)
         return str(ref)
 
