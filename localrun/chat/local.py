@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 from localrun.chat.messages import Message, ReplyEvent, ReplyOptions
 from localrun.chat.reasoning import Piece, ReasoningSplitter, for_template
-from localrun.chat.templates import Renderer
+from localrun.chat.templates import CHATML_END, Renderer
 from localrun.engine.client import EngineClient
 from localrun.engine.request import GenerationRequest, TokenEvent
 
@@ -60,7 +60,7 @@ class LocalChatModel:
             prompt=tuple(tokens),
             sampling=options.sampling,
             max_tokens=options.max_tokens,
-            stop=options.stop,
+            stop=options.stop + self._template_stops(),
             marks=splitter.marks,
         )
         # Leaving early must end the generation now, not when a collector comes by.
@@ -68,6 +68,10 @@ class LocalChatModel:
             async for event in stream:
                 for reply in _replies(event, splitter, len(tokens)):
                     yield reply
+
+    def _template_stops(self) -> tuple[str, ...]:
+        """A model without a template may lack ChatML's end as a token and spell it out."""
+        return (CHATML_END,) if self._client.info.chat_template is None else ()
 
     async def close(self) -> None:
         try:

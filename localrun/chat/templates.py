@@ -32,9 +32,10 @@ START_S = 30.0
 # What a Python needs to start where these are set; everything else stays here.
 _CHILD_ENVIRONMENT = ("SYSTEMROOT", "PYTHONHOME", "PYTHONPATH", "LD_LIBRARY_PATH", "TZ")
 
+CHATML_END = "<|im_end|>"
 CHATML = (
     "{% for message in messages %}"
-    "{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
+    "{{ '<|im_start|>' + message.role + '\\n' + message.content + '" + CHATML_END + "\\n' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )

@@ -119,6 +119,17 @@ async def test_options_reach_the_engine_under_a_fresh_id(renderer: Renderer) -> 
     assert client.tokenized[0][0] == "f"
 
 
+async def test_a_model_without_a_template_may_spell_out_the_end_of_a_turn(
+    renderer: Renderer,
+) -> None:
+    client = ScriptedClient(["x"])
+
+    await replies(LocalChatModel(client, renderer), ReplyOptions(stop=("\n",)))
+
+    assert client.requests[0].stop == ("\n", "<|im_end|>")
+    assert client.tokenized[0][0].count("<|im_end|>") == len(HELLO)
+
+
 @pytest.mark.parametrize(
     ("template", "bos", "add_bos", "added"),
     [
