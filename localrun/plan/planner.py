@@ -52,7 +52,9 @@ def plan(spec: ModelSpec, machine: Machine, request: PlanRequest, source: Source
         UsageError: a flag that no plan can satisfy.
     """
     _check(request, machine)
-    ram_limit = request.ram_bytes or max(0, machine.memory.available - RAM_RESERVE_BYTES)
+    ram_limit = request.ram_bytes
+    if ram_limit is None:
+        ram_limit = max(0, machine.memory.available - RAM_RESERVE_BYTES)
     vram_limit = _vram_limit(machine, request) if source.device else 0
     compute = _compute_bytes(spec)
     kv_per_token = int(spec.kv_bytes_per_token * KV_RATIO[request.kv_type])
@@ -60,7 +62,7 @@ def plan(spec: ModelSpec, machine: Machine, request: PlanRequest, source: Source
     kv = n_ctx * kv_per_token
     gpu_layers, on_device = _offload(spec, kv, vram_limit, compute)
     budgets = _budgets(spec.tensor_bytes, kv, compute, on_device, (ram_limit, vram_limit))
-    _fits(budgets, spec, n_ctx)
+    _fits(budgets, request, n_ctx)
     threads = request.threads or max(1, min(machine.cpu.usable, machine.cpu.cores))
     return Plan(
         ref=source.ref,
@@ -89,8 +91,10 @@ def _check(request: PlanRequest, machine: Machine) -> None:
 
 
 def _vram_limit(machine: Machine, request: PlanRequest) -> int:
+    if request.vram_bytes is not None:
+        return request.vram_bytes
     free = max((gpu.free for gpu in machine.gpus), default=0)
-    return request.vram_bytes or max(0, free - VRAM_RESERVE_BYTES)
+    return max(0, free - VRAM_RESERVE_BYTES)
 
 
 def _compute_bytes(spec: ModelSpec) -> int:
@@ -133,13 +137,17 @@ def _budgets(
     return (Budget("vram:0", device_weights, device_kv, compute, vram_limit), ram)
 
 
-def _fits(budgets: Sequence[Budget], spec: ModelSpec, n_ctx: int) -> None:
+def _fits(budgets: Sequence[Budget], request: PlanRequest, n_ctx: int) -> None:
+    flags = {"ram": request.ram_bytes, "vram:0": request.vram_bytes}
     for budget in budgets:
+        asked = flags.get(budget.tier) is not None
+        free = f"allowed by --{budget.tier.partition(':')[0]}" if asked else "free"
         if budget.total > budget.limit:
             raise DoesNotFitError(
                 f"{budget.tier}: {budget.total / 1e9:.2f} GB are needed "
                 f"({budget.weights / 1e9:.2f} weights, {budget.kv / 1e9:.2f} KV for {n_ctx} "
-                f"tokens, {budget.compute / 1e9:.2f} compute), {budget.limit / 1e9:.2f} GB are free"
+                f"tokens, {budget.compute / 1e9:.2f} compute), {budget.limit / 1e9:.2f} GB are "
+                f"{free}"
             )
 
 

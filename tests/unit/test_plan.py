@@ -67,6 +67,12 @@ def test_a_context_the_user_names_is_kept_or_refused_with_both_numbers() -> None
         plan(SPEC, machine(12 * GB), PlanRequest(n_ctx=131_072), source())
 
 
+@pytest.mark.parametrize("ram", [0, GB])
+def test_a_limit_that_is_too_low_is_refused_by_its_flags_name(ram: int) -> None:
+    with pytest.raises(DoesNotFitError, match=rf"{ram / GB:.2f} GB are allowed by --ram"):
+        plan(SPEC, machine(), PlanRequest(ram_bytes=ram), source())
+
+
 def test_a_short_model_keeps_its_own_context_and_a_longer_request_is_warned_about() -> None:
     short = replace(SPEC, n_ctx_train=2048)
 
