@@ -117,6 +117,8 @@ def defaults(config_file: Path, known: frozenset[str]) -> dict[str, ConfigValue]
     values: dict[str, ConfigValue] = {}
     for key, value in document.items():
         name = key.replace("-", "_")
+        if name in values:
+            raise ConfigError(f"{config_file}: {key!r} is set twice, with '-' and with '_'")
         if name not in known:
             raise ConfigError(
                 f"{config_file}: no flag is called {key!r}", hint=_nearest(key, known)

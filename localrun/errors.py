@@ -66,7 +66,7 @@ class ConfigError(UsageError):
     """config.toml or an environment variable holds what no setting accepts."""
 
     http_status = 500
-    hint = "`localrun doctor` prints the path of config.toml"
+    hint = "correct or remove that line; a key is the name of a flag"
 
 
 class RequestError(UsageError):

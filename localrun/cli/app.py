@@ -9,7 +9,8 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any
 
@@ -19,8 +20,8 @@ from typer.main import get_command
 from localrun import __version__
 from localrun.cli import bench, chat, doctor, hardware, models, pull, run, serve
 from localrun.cli.output import clean_text, complain
-from localrun.config import ENV_PREFIX
-from localrun.errors import LocalrunError
+from localrun.config import ENV_PREFIX, ConfigValue
+from localrun.errors import ConfigError, LocalrunError
 
 EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 130
@@ -71,7 +72,8 @@ def command_tree() -> Any:
     tree = get_command(app)
     for command in (tree, *tree.commands.values()):  # type: ignore[attr-defined]  # it is a group
         for parameter in command.params:
-            if parameter.param_type_name == "option":
+            # LOCALRUN_VERSION is what a package or an image may set; it asks for nothing.
+            if parameter.param_type_name == "option" and parameter.name != "version":
                 parameter.envvar = ENV_PREFIX + parameter.name.upper()
                 parameter.show_envvar = False
     return tree
@@ -88,10 +90,30 @@ class ConfiguredDefaults(dict[str, Any]):
         if not self and name in self._tree.commands:
             from localrun.config import defaults, settings
 
-            known = {option.name for each in self._tree.commands.values() for option in each.params}
-            values = defaults(settings().config_file, frozenset(known))
-            self.update(dict.fromkeys(self._tree.commands, values))
+            commands, file = self._tree.commands, settings().config_file
+            flags = {each: list(_flags(command)) for each, command in commands.items()}
+            known = frozenset(flag.name for of_one in flags.values() for flag in of_one)
+            values = defaults(file, known)
+            for each, of_one in flags.items():
+                self[each] = {
+                    flag.name: _shaped(flag, values[flag.name], file)
+                    for flag in of_one
+                    if flag.name in values
+                }
         return super().get(name, default)
+
+
+def _flags(command: Any) -> Iterator[Any]:
+    return (each for each in command.params if each.param_type_name == "option")
+
+
+def _shaped(flag: Any, value: ConfigValue, file: Path) -> ConfigValue:
+    """A flag that may be given several times takes a list, and one value as a list of one."""
+    if flag.multiple:
+        return value if isinstance(value, list) else [str(value)]
+    if isinstance(value, list):
+        raise ConfigError(f"{file}: {flag.name!r} is a list, {flag.opts[0]} takes one value")
+    return value
 
 
 def execute(arguments: Sequence[str]) -> int:
@@ -134,13 +156,31 @@ def execute(arguments: Sequence[str]) -> int:
 
 def _show_usage(error: typer.TyperException) -> None:
     """What the library says of a command line, which may quote what was pasted into it."""
+    origin = _origin(error)
     show = getattr(error, "show", None)
-    if show is None:
-        complain(error.message, "")
+    if origin or show is None:
+        complain(f"{origin}: {error.message}" if origin else error.message, "")
         return
     said = io.StringIO()
     show(file=said)
     sys.stderr.write(clean_text(said.getvalue()))
+
+
+def _origin(error: typer.TyperException) -> str | None:
+    """The variable or the line of config.toml behind a value that nobody has typed."""
+    from localrun.config import settings
+
+    flag, context = getattr(error, "param", None), getattr(error, "ctx", None)
+    if flag is None or context is None:
+        return None
+    source = context.get_parameter_source(flag.name)
+    match getattr(source, "name", None):
+        case "ENVIRONMENT":
+            return str(flag.envvar)
+        case "DEFAULT_MAP":
+            return f"{settings().config_file}: {flag.name}"
+        case _:
+            return None
 
 
 def _show_defect(

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 from localrun.config import Settings, settings
 from localrun.errors import ModelNotFoundError, UsageError
 from localrun.plan.plan import Plan, PlanRequest
-from localrun.ref import CatalogueRef, HubRef, ModelRef, PathRef, PipRef, parse
+from localrun.ref import CatalogueRef, HubRef, LocalRef, ModelRef, PathRef, PipRef, parse
 
 if TYPE_CHECKING:
     from localrun.chat.messages import ChatModel
     from localrun.engine.client import EngineClient
     from localrun.models.spec import ModelSpec
     from localrun.store.files import ModelFiles
+    from localrun.store.library import Library
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,20 @@ def find(text: str, here: Settings, *, offer: bool = True) -> ModelFiles:
             from localrun.store.pull import pull
 
             return pull(ref, here, progress=progress())
+    if isinstance(ref, LocalRef):
+        raise _local_not_found(ref, Library(here))
     raise ModelNotFoundError(f"{text} is not on this disk", hint=f"localrun pull {ref}")
+
+
+def _local_not_found(ref: LocalRef, library: Library) -> ModelNotFoundError:
+    """An import whose files went away cannot be pulled; the one who moved them knows where to."""
+    stored = next((model for model in library.list() if model.ref == str(ref)), None)
+    if stored is None:
+        return ModelNotFoundError(f"{ref} is not on this disk")
+    return ModelNotFoundError(
+        f"{ref} is not whole: {stored.state} {stored.detail}".rstrip(),
+        hint=f"put the files back, or `localrun import PATH --name {ref.publisher}/{ref.name}`",
+    )
 
 
 def _agrees_to_download(ref: CatalogueRef) -> bool:

@@ -13,6 +13,7 @@ from localrun.cli.output import emit_json, note, say, size, table
 
 if TYPE_CHECKING:
     from localrun.models.spec import ModelSpec
+    from localrun.ref import LocalRef
     from localrun.store.files import ModelFiles
     from localrun.store.importing import Imported
 
@@ -209,7 +210,7 @@ def remove(ref: Ref, force: Force = False) -> None:
 
 
 def import_model(
-    source: Annotated[str, typer.Argument(help="A path, or: ollama, lmstudio")],
+    source: Annotated[str, typer.Argument(metavar="PATH|ollama|lmstudio", help="Where they are.")],
     name: Name = None,
     json: Json = False,
 ) -> None:
@@ -236,7 +237,6 @@ def import_model(
 def _import(source: str, name: str | None) -> Imported:
     from localrun.config import settings
     from localrun.errors import UsageError
-    from localrun.ref import LocalRef, parse
     from localrun.store.importing import Imported, import_path
 
     if source in ("ollama", "lmstudio"):
@@ -249,6 +249,19 @@ def _import(source: str, name: str | None) -> Imported:
         from localrun.store.lmstudio import import_lmstudio
 
         return import_lmstudio(settings())
-    ref = None if name is None else parse(f"local:{name}")
-    assert ref is None or isinstance(ref, LocalRef)
+    ref = None if name is None else _local(name)
     return Imported((import_path(Path(source), settings(), ref),), ())
+
+
+def _local(name: str) -> LocalRef:
+    from localrun.errors import RefError, UsageError
+    from localrun.ref import LocalRef, parse
+
+    try:
+        ref = parse(f"local:{name}")
+    except RefError as error:
+        raise UsageError(
+            f"--name {name}: {error.message}", hint="write it as PUBLISHER/NAME"
+        ) from error
+    assert isinstance(ref, LocalRef)
+    return ref

@@ -42,8 +42,19 @@ def parse_size(text: str) -> int:
     return int(value)
 
 
+def _size(value: object) -> int:
+    """A size of the command line, the environment or config.toml, where it may be a number."""
+    try:
+        return parse_size(str(value))
+    except UsageError as error:
+        raise typer.BadParameter(f"{error.message}; {error.hint}") from error
+
+
 Ref = Annotated[
-    str, typer.Argument(help="NAME, ORG/REPO[:QUANT], ORG/REPO/FILE.gguf, pip:PACKAGE or a path")
+    str,
+    typer.Argument(
+        metavar="REF", help="NAME, ORG/REPO[:QUANT], ORG/REPO/FILE.gguf, pip:PACKAGE or a path"
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Quant = Annotated[str | None, typer.Option("--quant", help="Quantization, such as Q4_K_M.")]
@@ -60,11 +71,11 @@ KvType = Annotated[
 Backend = Annotated[str | None, typer.Option("--backend", help="Runner: llama.cpp.")]
 Ram = Annotated[
     int | None,
-    typer.Option("--ram", parser=parse_size, metavar="SIZE", help="RAM to use at most."),
+    typer.Option("--ram", parser=_size, metavar="SIZE", help="RAM to use at most."),
 ]
 Vram = Annotated[
     int | None,
-    typer.Option("--vram", parser=parse_size, metavar="SIZE", help="GPU memory to use at most."),
+    typer.Option("--vram", parser=_size, metavar="SIZE", help="GPU memory to use at most."),
 ]
 
 System = Annotated[str | None, typer.Option("--system", help="System prompt.")]

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from localrun.chat.messages import ChatModel, Message, ReplyOptions
     from localrun.engine.request import Timings
 
-Prompt = Annotated[str | None, typer.Argument(help="The question; standard input is appended.")]
+Prompt = Annotated[
+    str | None, typer.Argument(metavar="[PROMPT]", help="The question; standard input is appended.")
+]
 Stats = Annotated[bool, typer.Option("--stats", help="Token counts and speed on stderr.")]
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from localrun.config import settings
@@ -201,7 +202,37 @@ def test_a_file_deleted_behind_our_back_is_listed_as_missing_and_not_run(
         ("local:me/mine", "missing files")
     ]
     assert run.returncode == 3
+    assert "missing files mine.gguf" in run.stderr
+    assert "import PATH --name me/mine" in run.stderr
     assert "Traceback" not in run.stderr
+
+
+def test_a_request_cannot_make_the_server_open_a_path(smollm2_path: Path, home: Path) -> None:
+    """Neither the file nor whether it is there: both answers are the same."""
+    with subprocess.Popen(
+        [*LOCALRUN, "serve", "--port", "auto"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as server:
+        assert server.stdout is not None
+        url = server.stdout.readline().strip()
+        try:
+            answers = [
+                httpx2.post(
+                    f"{url}/chat/completions",
+                    json={"model": path, "messages": [{"role": "user", "content": "hi"}]},
+                    timeout=60,
+                )
+                for path in (str(smollm2_path), "/absent/model.gguf", "./absent.gguf", "~")
+            ]
+        finally:
+            server.terminate()
+
+    assert [answer.status_code for answer in answers] == [404] * 4
+    said = {answer.json()["error"]["message"].partition("': ")[2] for answer in answers}
+    assert len(said) == 1
+    assert "a request cannot name a path" in said.pop()
 
 
 def test_a_port_in_use_is_named(home: Path) -> None:
@@ -266,6 +297,9 @@ def test_flags_come_from_the_file_then_the_environment_then_the_line(home: Path)
     ("text", "said"),
     [
         ("temprature = 1\n", "did you mean temperature"),
+        ('ref = "smollm2"\n', "no flag is called 'ref'"),
+        ("max-tokens = 1\nmax_tokens = 2\n", "'max_tokens' is set twice"),
+        ("ctx = [1]\n", "config.toml: 'ctx' is a list, --ctx takes one value"),
         ("port = {}\n", "'port'"),
         ("=", "config.toml"),
     ],
@@ -279,6 +313,43 @@ def test_a_configuration_that_cannot_be_meant_is_refused(text: str, said: str, h
 
     assert outcome.returncode == 2
     assert said in outcome.stderr
+
+
+FROM_CONFIG = {
+    "a flag of another command": ('cors-origin = ["http://a.example"]', ["list"], 0, ""),
+    "one value for a list": ('cors-origin = "http://a"\nport = "70001"', ["serve"], 2, "70001"),
+    "a size in bytes": ("ram = 1000000", ["run", "MODEL", "hi"], 4, "0.00 GB are allowed by --ram"),
+    "a size that is none": ("ram = 1.5", ["run", "MODEL", "hi"], 2, "config.toml: ram: size '1.5'"),
+    "a word for a number": ('ctx = "abc"', ["run", "MODEL", "hi"], 2, "config.toml: ctx: "),
+    "a number for a switch": ("stats = 3", ["run", "MODEL", "hi"], 2, "config.toml: stats: "),
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "code", "said"), FROM_CONFIG.values(), ids=FROM_CONFIG.keys()
+)
+def test_what_config_sets_is_read_as_its_flag_is_and_named_when_it_cannot_be(
+    text: str, arguments: list[str], code: int, said: str, smollm2_path: Path, home: Path
+) -> None:
+    config = settings().config_file
+    config.parent.mkdir(parents=True)
+    config.write_text(text)
+
+    outcome = localrun(*[str(smollm2_path) if word == "MODEL" else word for word in arguments])
+
+    assert outcome.returncode == code, outcome.stderr
+    assert said in outcome.stderr
+    assert "internal error" not in outcome.stderr
+
+
+def test_a_bad_variable_is_named_and_one_of_another_kind_is_left_alone(home: Path) -> None:
+    bad = localrun("list", LOCALRUN_JSON="banana")
+    version = localrun("list", "--json", LOCALRUN_VERSION="1.2.3")
+
+    assert bad.returncode == 2
+    assert "LOCALRUN_JSON: " in bad.stderr
+    assert version.returncode == 0
+    assert json.loads(version.stdout) == {"models": []}
 
 
 def test_the_catalogue_lists_names_that_parse_with_their_source_and_licence(home: Path) -> None:
