@@ -194,7 +194,7 @@ class _Channels:
     def feed(self, text: str) -> list[Piece]:
         self._buffer += text
         pieces: list[Piece] = []
-        while self._header() if self._kind is None else self._body(self._kind, pieces):
+        while self._header(pieces) if self._kind is None else self._body(self._kind, pieces):
             pass
         return pieces
 
@@ -205,11 +205,14 @@ class _Channels:
         # A model that never opened a channel has simply answered.
         return [Piece("text", rest)] if rest.strip() and _CHANNEL not in rest else []
 
-    def _header(self) -> bool:
+    def _header(self, pieces: list[Piece]) -> bool:
         header, mark, rest = self._buffer.partition(_MESSAGE)
-        # An answer that is no header at all must not be held back to its end.
+        # An answer that is no header at all must not be held back to its end. What was held is
+        # taken as it is: a mark left at its start would be read as the next header for ever.
         if len(header) - (0 if mark else held(header, (_MESSAGE,))) >= _HEADER_MAX:
             self._kind = "text"
+            pieces.append(Piece("text", self._buffer[:_HEADER_MAX]))
+            self._buffer = self._buffer[_HEADER_MAX:]
             return True
         if not mark:
             return False

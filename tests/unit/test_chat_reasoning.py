@@ -72,6 +72,15 @@ CASES: dict[str, tuple[str | None, str, str, tuple[str, str]]] = {
     ),
     "harmony that never opens a channel": (HARMONY, "<|start|>assistant", "Paris.", ("", "Paris.")),
     "harmony that is no header at all": (HARMONY, "<|start|>assistant", "é" * 300, ("", "é" * 300)),
+    "harmony whose channel never gets a message": (
+        HARMONY, "<|start|>assistant", "<|channel|>" + "é" * 600, ("", "<|channel|>" + "é" * 600),
+    ),
+    "harmony, a long header after text": (
+        HARMONY,
+        "<|start|>assistant<|channel|>final<|message|>",
+        "Paris.<|channel|>" + "é" * 300,
+        ("", "Paris.<|channel|>" + "é" * 300),
+    ),
     "harmony cut in a header": (HARMONY, "<|start|>assistant", "<|channel|>ana", ("", "")),
 }  # fmt: skip
 
