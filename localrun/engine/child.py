@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -53,10 +54,16 @@ class Child:
     @staticmethod
     async def spawn(log: Path | None) -> Child:
         """Start a process by exec, with one end of a socket pair and nothing else of ours."""
+        output: BinaryIO | None = None
+        if log is not None:
+            try:
+                output = _open_log(log)
+            except OSError:
+                log = None  # a disk that takes no log takes no answer away
         here, there = socket.socketpair()
         try:
-            with there:
-                process = _popen(there.fileno(), log)
+            with there, output or nullcontext():
+                process = _popen(there.fileno(), output)
         except OSError as error:
             here.close()
             raise EngineError(f"the engine's process cannot be started: {error}") from error
@@ -196,23 +203,17 @@ class Child:
         return EngineCrashedError(f"the engine's process ended {when} ({how})", hint=hint)
 
 
-def _popen(channel: int, log: Path | None) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-P", "-m", WORKER, str(channel)]
-    output = subprocess.DEVNULL if log is None else _open_log(log)
-    try:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            pass_fds=(channel,),
-            env=config.child_environment(),
-            # Not in the terminal's group: Ctrl-C must not reach it, not even while it starts.
-            start_new_session=True,
-        )
-    finally:
-        if not isinstance(output, int):
-            output.close()
+def _popen(channel: int, output: BinaryIO | None) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", WORKER, str(channel)],
+        stdin=subprocess.DEVNULL,
+        stdout=output or subprocess.DEVNULL,
+        stderr=output or subprocess.DEVNULL,
+        pass_fds=(channel,),
+        env=config.child_environment(),
+        # Not in the terminal's group: Ctrl-C must not reach it, not even while it starts.
+        start_new_session=True,
+    )
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:

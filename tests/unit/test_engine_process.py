@@ -217,6 +217,19 @@ async def test_a_crash_while_loading_is_told_with_the_log_that_holds_its_last_wo
     assert "last words" in log.read_text()
 
 
+async def test_a_log_that_cannot_be_written_keeps_no_engine_from_starting(tmp_path: Path) -> None:
+    taken = tmp_path / "state"
+    taken.write_text("no directory")
+
+    engine = await EngineProcess.start(
+        plan("mock:echo"), loader=LOADER, chat_template=None, log=taken / "engine.log"
+    )
+    try:
+        assert await engine.tokenize("x")
+    finally:
+        await engine.close()
+
+
 async def test_a_load_that_takes_too_long_is_ended() -> None:
     with pytest.raises(EngineError, match=r"not loaded within 0\.05 s"):
         await EngineProcess.start(
