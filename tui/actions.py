@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -56,6 +57,8 @@ class ChatActions(Screen[None]):
 
         def show_title(self) -> None: ...
 
+        def show_status(self, status: Status) -> None: ...
+
         async def stop_answer(self) -> None: ...
 
     @property
@@ -97,6 +100,8 @@ class ChatActions(Screen[None]):
         self.load_draft()
         self.composer.sent = record.prompts
         await self.transcript.show(record.turns, model=self.status.model)
+        # The figures were those of another conversation.
+        self.show_status(replace(self.status, used=None, now_tps=None, mean_tps=None, rough=False))
         self.show_title()
 
     def drawn(self, turn: Turn) -> UserTurn | AssistantTurn:

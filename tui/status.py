@@ -18,6 +18,7 @@ MUTED = "$foreground 55%"
 class Status:
     """What the line shows. Tokens are None while unknown; ``rough`` marks figures still counted.
 
+    ``n_ctx`` is None while no model is loaded, 0 where a server does not tell its own.
     ``state`` is a word such as ``ready`` or ``answering``; it always stands beside its mark.
     """
 
@@ -76,9 +77,11 @@ def _context(status: Status) -> Content | None:
     if status.n_ctx is None:
         return None
     if status.used is None:
-        return Content.assemble(("ctx ", MUTED), thousands(status.n_ctx))
+        return Content.assemble(("ctx ", MUTED), thousands(status.n_ctx)) if status.n_ctx else None
     rough = "≈" if status.rough else ""
-    percent = 100 * status.used // status.n_ctx if status.n_ctx else 0
+    if not status.n_ctx:
+        return Content.assemble(("ctx ", MUTED), f"{rough}{thousands(status.used)}")
+    percent = 100 * status.used // status.n_ctx
     figure = f"{rough}{thousands(status.used)}/{thousands(status.n_ctx)}"
     return Content.assemble(("ctx ", MUTED), figure, (f" {percent}%", MUTED))
 

@@ -128,6 +128,19 @@ async def test_a_new_chat_stops_the_answer_and_starts_empty(running: Running) ->
         assert len(app.chat.history.conversations()) == 2
 
 
+async def test_another_conversation_does_not_show_the_figures_of_the_last(
+    running: Running,
+) -> None:
+    async with running(ScriptedModel(words("hello"))) as (app, pilot):
+        await ask(app, pilot, "first")
+        await settled(app, pilot)
+        assert app.chat.status.used
+        await pilot.press("ctrl+n")
+        await settled(app, pilot)
+        status = app.chat.status
+        assert (status.state, status.used, status.mean_tps) == ("ready", None, None)
+
+
 async def test_long_chats_show_the_latest_messages_and_the_others_on_demand(
     running: Running, history_file: Path
 ) -> None:

@@ -33,6 +33,12 @@ LINES = {
         80,
         "● ready │ m │ cpu │ ctx 100/8,192 1% │ 48.7 tok/s",
     ),
+    "a server that does not tell its context": (
+        Status("ready", "m", "cpu", 0, 58, mean_tps=15),
+        80,
+        "● ready │ m │ cpu │ ctx 58 │ 15.0 tok/s",
+    ),
+    "and before the first answer": (Status("ready", "m", n_ctx=0), 80, "● ready │ m"),
     "narrow": (READY, 40, "● ready │ SmolLM2-135M │ ctx 8,192"),
     "very narrow": (READY, 24, "● ready │ ctx 8,192"),
 }
