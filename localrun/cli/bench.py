@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from localrun.engine.client import EngineClient
     from localrun.engine.request import Timings
 
+WARM_TOKENS = 8
 PromptTokens = Annotated[int, typer.Option("-p", "--prompt-tokens", help="Tokens of the prompt.")]
 DecodeTokens = Annotated[int, typer.Option("-n", "--decode-tokens", help="Tokens to decode.")]
 Repetitions = Annotated[int, typer.Option("-r", "--repetitions", help="Runs of each test.")]
@@ -43,7 +44,7 @@ def bench(
 
     if min(prompt_tokens, decode_tokens, repetitions) < 1:
         raise UsageError("-p, -n and -r are at least 1")
-    needed = max(prompt_tokens, decode_tokens + 1) + 1
+    needed = max(prompt_tokens + WARM_TOKENS, decode_tokens + 1) + 1
     request = PlanRequest(n_ctx=ctx or needed, kv_type=kv_type, threads=threads, backend=backend)
     prepared = prepare(ref, request)
     if prepared.plan.execution.n_ctx < needed:
@@ -64,7 +65,7 @@ async def _measure(
 
     client = await open_process(prepared)
     try:
-        await _generate(client, prompt_tokens, 8, 0)  # warms caches and pages
+        await _generate(client, prompt_tokens, WARM_TOKENS, 0)  # warms caches and pages
         prefill, decode = [], []
         for turn in range(1, repetitions + 1):
             prefill.append((await _generate(client, prompt_tokens, 1, turn)).prefill_tps)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "smollm2"
 
 Model = Annotated[
-    str | None, typer.Argument(help=f"Model to talk to; else {DEFAULT_MODEL}.", metavar="[REF]")
+    str | None, typer.Argument(help=f"Model to talk to; else {DEFAULT_MODEL}.", metavar="REF")
 ]
 Server = Annotated[
     str | None, typer.Option("--server", help="Talk to an OpenAI-compatible server at this URL.")

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from localrun.engine.request import Timings
 
 Prompt = Annotated[
-    str | None, typer.Argument(metavar="[PROMPT]", help="The question; standard input is appended.")
+    str | None, typer.Argument(metavar="PROMPT", help="The question; standard input is appended.")
 ]
 Stats = Annotated[bool, typer.Option("--stats", help="Token counts and speed on stderr.")]
 
@@ -62,6 +62,7 @@ def run(
     from localrun.engine.request import SamplingParams
     from localrun.plan.plan import PlanRequest
 
+    _text("--system", system)
     text = _prompt(prompt)
     prepared = prepare(
         ref,
@@ -97,6 +98,7 @@ def run(
 
 def _prompt(argument: str | None) -> str:
     """The argument, then what is piped in, a blank line between."""
+    _text("the prompt", argument)
     piped = "" if sys.stdin is None or sys.stdin.isatty() else _piped()
     parts = [part for part in (argument or "", piped.strip("\n")) if part]
     if not parts:
@@ -105,6 +107,17 @@ def _prompt(argument: str | None) -> str:
             hint="`localrun chat` opens a conversation",
         )
     return "\n\n".join(parts)
+
+
+def _text(what: str, argument: str | None) -> None:
+    """Raises UsageError where an argument's bytes are no text: they are never altered to fit."""
+    try:
+        (argument or "").encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{what} is not text in this locale: character {error.start} cannot be read",
+            hint="write it in UTF-8, or give it on standard input",
+        ) from error
 
 
 def _piped() -> str:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Refs = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[REF]...", help="Models to load now; others load when asked for."),
+    typer.Argument(metavar="REF", help="Models to load now; others load when asked for."),
 ]
 Host = Annotated[str, typer.Option("--host", help="Another one than loopback needs --api-key.")]
 Port = Annotated[str, typer.Option("--port", help="A number, or auto for any free port.")]
@@ -40,7 +40,7 @@ AllowedHost = Annotated[
     typer.Option("--allowed-host", help="A name this machine is called by on the network."),
 ]
 ServerName = Annotated[
-    str | None, typer.Argument(metavar="[PORT|PID]", help="Which one, where several run.")
+    str | None, typer.Argument(metavar="PORT|PID", help="Which one, where several run.")
 ]
 All = Annotated[bool, typer.Option("--all", help="Every running server.")]
 

@@ -64,6 +64,32 @@ def test_run_refuses_input_that_is_not_text_naming_the_byte(smollm2_path: Path) 
     assert outcome.stdout == b""
 
 
+@pytest.mark.skipif(os.name == "nt", reason="arguments are text there")
+@pytest.mark.parametrize("arguments", [[b"caf\xe9"], [b"hi", b"--system", b"caf\xe9"]])
+def test_run_refuses_an_argument_that_is_not_text(
+    arguments: list[bytes], smollm2_path: Path
+) -> None:
+    outcome = subprocess.run(
+        [*map(os.fsencode, [*LOCALRUN, "run", str(smollm2_path)]), *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=120,
+        env=os.environ | {"PYTHONUTF8": "1"},
+    )
+
+    assert outcome.returncode == 2
+    assert b"character 3 cannot be read" in outcome.stderr
+
+
+def test_bench_measures_any_lengths_and_prints_one_document(smollm2_path: Path) -> None:
+    outcome = localrun("bench", str(smollm2_path), *["-p", "24", "-n", "4", "-r", "1", "--json"])
+
+    assert outcome.returncode == 0, outcome.stderr
+    tests = json.loads(outcome.stdout)["tests"]
+    assert [test["test"] for test in tests] == ["pp24", "tg4"]
+    assert all(test["tps"] > 0 for test in tests)
+
+
 CLOSED = {"input": "<&-", "output": ">&-", "errors": "2>&-", "all three": "<&- >&- 2>&-"}
 
 
