@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import logging
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any
 
 import uvicorn
 
@@ -30,23 +31,8 @@ IDLE_S = 5
 GOODBYE_S = 5
 INTERRUPTED = 130
 
-_LOGGING: dict[str, Any] = {
-    "version": 1,
-    "disable_existing_loggers": False,
-    "formatters": {"plain": {"format": "%(asctime)s %(message)s"}},
-    "handlers": {
-        "stderr": {
-            "class": "logging.StreamHandler",
-            "formatter": "plain",
-            "stream": "ext://sys.stderr",
-        }
-    },
-    "loggers": {
-        "uvicorn.error": {"handlers": ["stderr"], "level": "WARNING", "propagate": False},
-        # Method, path and status; bodies are never logged.
-        "uvicorn.access": {"handlers": ["stderr"], "level": "INFO", "propagate": False},
-    },
-}
+# Method, path and status of a request; bodies are never logged.
+_LOGGED = {"uvicorn.error": logging.WARNING, "uvicorn.access": logging.INFO}
 
 
 def parse_port(text: str) -> int:
@@ -112,13 +98,15 @@ async def serve(app: ServedApp, listener: socket.socket, *, access_log: bool = T
 
 def server_config(app: ServedApp, *, access_log: bool) -> uvicorn.Config:
     """uvicorn as we run it: our protocol, no WebSocket, no trust in forwarding headers."""
+    if access_log:
+        _log_to_stderr()
     return uvicorn.Config(
         app,
         http=DeadlineProtocol,
         ws="none",
         loop="asyncio",
         lifespan="on",
-        log_config=_LOGGING if access_log else None,
+        log_config=None,
         access_log=access_log,
         proxy_headers=False,
         server_header=False,
@@ -126,6 +114,16 @@ def server_config(app: ServedApp, *, access_log: bool) -> uvicorn.Config:
         timeout_graceful_shutdown=GOODBYE_S,
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
     )
+
+
+def _log_to_stderr() -> None:
+    # Not logging.config: that would take every other handler of the process out of service.
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    for name, level in _LOGGED.items():
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(level)
 
 
 class StoppingServer(uvicorn.Server):
