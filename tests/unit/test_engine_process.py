@@ -114,7 +114,8 @@ async def test_a_reader_that_sleeps_holds_up_nobody_and_misses_nothing() -> None
         rest = [event async for event in slow]
 
     assert text_of([first, *rest]) == long
-    assert len(rest) < 20
+    # What arrived meanwhile has melted into few events; how few is a matter of the two's timing.
+    assert len(rest) < len(long) / 4
     assert rest[-1].finish is FinishReason.STOP
 
 
