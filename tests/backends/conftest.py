@@ -16,21 +16,16 @@ from localrun.plan.plan import Execution, KvType, Plan
 
 @pytest.fixture(scope="session")
 def load_model(smollm2_path: Path) -> Callable[..., ModelRunner]:
-    """Loads the default model, or the files given; one thread: a busy machine slows it least."""
+    """Loads the default model, or the files given, on one thread: a busy machine slows it least."""
     if importlib.util.find_spec("llama_cpp") is None:
         pytest.skip("llama_cpp is not installed")
     from localrun.backends.llamacpp.backend import load
 
     def load_files(
-        *files: Path,
-        n_ctx: int = 256,
-        ubatch: int = 64,
-        kv: KvType = "f16",
-        mmap: bool = True,
-        threads: int = 1,
+        *files: Path, n_ctx: int = 256, ubatch: int = 64, kv: KvType = "f16", mmap: bool = True
     ) -> ModelRunner:
         paths = tuple(str(file) for file in files or (smollm2_path,))
-        execution = Execution(n_ctx, ubatch, kv, threads, threads, mmap, gpu_layers=0)
+        execution = Execution(n_ctx, ubatch, kv, 1, 1, mmap, gpu_layers=0)
         return load(Plan("test", paths, "llama", "llama.cpp", execution))
 
     return load_files
