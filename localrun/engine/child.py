@@ -199,7 +199,8 @@ class Child:
     async def _crashed(self, when: str) -> EngineCrashedError:
         status = await asyncio.to_thread(_wait, self._process)
         how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
-        hint = None if self._log is None else f"its last words are in {self._log}"
+        again = "send the request again: the engine restarts"
+        hint = again if self._log is None else f"{again}; its last words are in {self._log}"
         return EngineCrashedError(f"the engine's process ended {when} ({how})", hint=hint)
 
 
