@@ -67,7 +67,9 @@ def listen(host: str, port: int, *, api_key: str | None) -> socket.socket:
             f"--host {host} can be reached from other machines",
             hint="set --api-key (or LOCALRUN_API_KEY), or leave --host away",
         )
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio sends small writes at once only where the protocol is named; else every answer of two
+    # writes, and every streamed token, waits for the client's delayed acknowledgement.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         # A server that just ended must not block its own port; a running one still does.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -23,6 +25,7 @@ from localrun.engine.process import EngineProcess
 from localrun.server.app import ModelCard, create_app
 from localrun.server.guards import ServerOptions
 from localrun.server.provider import LoadingProvider
+from localrun.server.serving import listen
 from tests.engine_child import LOADER, ROOT, importable, plan
 from tests.mock_runner import CHAT_TEMPLATE
 from tests.served import served
@@ -140,6 +143,7 @@ import asyncio, sys
 from localrun.config import settings
 from localrun.server.app import ModelCard, create_app
 from localrun.server.provider import LoadingProvider
+from localrun.server.serving import listen
 from localrun.server.running import register
 from localrun.server.serving import listen, serve
 from tests.end_to_end.test_serve import open_model
@@ -206,3 +210,20 @@ def test_a_signal_ends_streams_with_an_event_and_the_engine_with_the_server(
     assert psutil.wait_procs(children, timeout=10)[1] == []
     assert "Be kind" not in log
     assert "Traceback" not in log
+
+
+async def test_small_writes_of_a_stream_are_sent_at_once() -> None:
+    at_once: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    async def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        accepted = writer.get_extra_info("socket")
+        at_once.set_result(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        writer.close()
+        await writer.wait_closed()
+
+    listener = listen("127.0.0.1", 0, api_key=None)
+    async with await asyncio.start_server(accept, sock=listener):
+        _, writer = await asyncio.open_connection(*listener.getsockname())
+        assert await at_once == 1
+        writer.close()
+        await writer.wait_closed()
