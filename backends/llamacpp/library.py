@@ -1,6 +1,6 @@
 """Knows no model: libllama and libggml as this room calls them, and where their log goes.
 
-Importing this module loads the libraries (0.2 s); only ``backend`` imports it, inside functions.
+Importing this module loads the libraries; only ``backend`` imports it, inside functions.
 The library's own log never reaches stdout or stderr: it goes to the logger below, errors too,
 because what a user must know arrives as an EngineError that quotes the first of them.
 """

@@ -13,7 +13,7 @@ _PIECE_BYTES = 256
 
 
 def read_vocabulary(vocab: int) -> Vocabulary:
-    """Ask the library for every token. About 3 µs a token."""
+    """Ask the library for every token."""
     buffer = ctypes.create_string_buffer(_PIECE_BYTES)
     tokens: list[bytes] = []
     names: dict[int, str] = {}
