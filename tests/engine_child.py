@@ -12,6 +12,7 @@ import pytest
 
 from localrun.engine.request import GenerationRequest, SamplingParams
 from localrun.plan.plan import Execution, Plan
+from tests.plans import bare_plan
 
 LOADER = "tests.mock_runner:load"
 ROOT = Path(__file__).parent.parent
@@ -28,7 +29,7 @@ def plan(ref: str, *, n_ctx: int = 4096) -> Plan:
         mmap=False,
         gpu_layers=0,
     )
-    return Plan(ref=ref, files=(), architecture="mock", backend="mock", execution=execution)
+    return bare_plan(execution, ref=ref, architecture="mock", backend="mock")
 
 
 def request(prompt: str = "hello", **fields: object) -> GenerationRequest:

@@ -99,7 +99,7 @@ def describe(plan: Plan, engine: Engine) -> EngineInfo:
     return EngineInfo(
         ref=plan.ref,
         backend=plan.backend,
-        architecture=plan.architecture,
+        architecture=plan.model.architecture,
         n_ctx=engine.n_ctx,
         bos=text(vocabulary.bos),
         eos=text(vocabulary.eos),

@@ -2,7 +2,66 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Basis = Literal["measured", "specified", "assumed"]
+TierKind = Literal["vram", "ram", "unified", "disk"]
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """A figure and where it comes from. The unit is that of the field that holds it."""
+
+    value: float
+    basis: Basis
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """One place that bytes can lie in: ``vram:0`` …, ``ram``, ``unified`` or ``disk``.
+
+    ``usable_bytes`` is what a plan may take now, the system's own reserve left out. ``read`` is
+    GB/s (1e9 bytes): of VRAM, RAM and unified memory the theoretical bandwidth of the part unless
+    measured, of a disk what large random reads sustain. ``flops`` is TFLOP/s of dense 16-bit
+    arithmetic with 32-bit accumulation, of the device that computes from this tier; ``link`` is
+    GB/s between host memory and a GPU.
+    """
+
+    name: str
+    kind: TierKind
+    capacity_bytes: int
+    usable_bytes: int
+    read: Speed
+    device: str = ""
+    flops: Speed | None = None
+    link: Speed | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """What the CPU does. ``cores`` are physical.
+
+    ``gemv`` is GB/s of weights that a matrix-vector product streams with all cores, by tensor
+    type; ``core_gemv`` the same of one core; ``prefill`` is GFLOP/s of a large matrix product, by
+    tensor type. Empty where nothing was measured.
+    """
+
+    cores: int
+    gemv: Mapping[str, Speed] = field(default_factory=dict)
+    core_gemv: Mapping[str, Speed] = field(default_factory=dict)
+    prefill: Mapping[str, Speed] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class DiskReads:
+    """How a disk answers small reads: 4 KiB random reads a second by queue depth, and GB/s of
+    large direct reads by queue depth. Empty where nothing is known."""
+
+    iops: Mapping[int, Speed] = field(default_factory=dict)
+    large: Mapping[int, Speed] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +110,11 @@ class Disk:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What this machine has. Nothing here is a guess: what could not be read is absent."""
+    """What a machine has. Nothing a probe fills in is a guess: what could not be read is absent.
+
+    ``tiers``, ``compute`` and ``disk_reads`` are empty in a probe's answer; ``hardware.tiers``
+    fills them in, each speed with its basis. ``name`` is ``auto`` for this machine.
+    """
 
     system: str
     architecture: str
@@ -60,3 +123,11 @@ class Machine:
     gpus: tuple[Gpu, ...]
     disks: tuple[Disk, ...]
     notes: tuple[str, ...] = ()
+    name: str = "auto"
+    tiers: tuple[Tier, ...] = ()
+    compute: Compute | None = None
+    disk_reads: DiskReads | None = None
+
+    def tier(self, kind: TierKind) -> Tier | None:
+        """The first tier of a kind."""
+        return next((tier for tier in self.tiers if tier.kind == kind), None)

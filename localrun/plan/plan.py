@@ -6,25 +6,114 @@ A runner executes exactly this value; nothing else decides (DESIGN: the plan is 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from localrun.errors import UsageError
 
-PLAN_VERSION = 1
-KvType = Literal["f16", "bf16", "f32", "q8_0", "q4_0"]
+PLAN_VERSION = 2
+KvType = Literal["f16", "bf16", "f32", "q8_0", "q4_0", "native"]
+EngramPlace = Literal["ram", "disk", "vram", "unified"]
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What predictions are made for: a prompt of ``prompt`` tokens answered with ``output``.
+
+    ``depth`` tokens of context are there before the prompt.
+    """
+
+    prompt: int = 2048
+    output: int = 512
+    depth: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
-    """What the user fixed; ``None`` leaves the choice to the planner."""
+    """What the user fixed; ``None`` leaves the choice to the planner. Sizes in bytes.
+
+    ``disk_read`` is bytes a second. ``gpu_layers`` counts whole layers on GPUs,
+    ``cpu_expert_layers`` layers of which only the experts stay in RAM, ``expert_cache_bytes`` the
+    memory that streamed experts are kept in.
+    """
 
     n_ctx: int | None = None
-    kv_type: KvType = "f16"
+    kv_type: KvType | None = None
     threads: int | None = None
     backend: str | None = None
     vram_bytes: int | None = None
     ram_bytes: int | None = None
+    disk_read: int | None = None
+    parallel: int = 1
+    workload: Workload = Workload()
+    ubatch: int | None = None
+    gpu_layers: int | None = None
+    cpu_expert_layers: int | None = None
+    expert_cache_bytes: int | None = None
+    engram: EngramPlace | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedFile:
+    """``path`` is absolute for what is on disk, otherwise the name in its repository."""
+
+    path: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """Counts. ``engram`` are the parameters of n-gram tables."""
+
+    total: int
+    active: int
+    engram: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """Fractions of the parameters: n-gram tables (memory), routed experts, everything else."""
+
+    memory: float
+    experts: float
+    dense: float
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedModel:
+    """Which model a plan is for. ``files`` holds the weights, the first shard first."""
+
+    ref: str
+    architecture: str
+    format: str = "gguf"
+    total_bytes: int = 0
+    tensors: int = 0
+    layers: int = 0
+    quantization: str = ""
+    parameters: Parameters = Parameters(0, 0, 0)
+    shares: Shares = Shares(0.0, 0.0, 0.0)
+    files: tuple[PlannedFile, ...] = ()
+    header_bytes_read: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTier:
+    """A tier as the plan saw it; speeds in GB/s with their basis."""
+
+    tier: str
+    capacity_bytes: int
+    usable_bytes: int
+    read_gbps: float
+    basis: str
+    device: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedMachine:
+    name: str = "auto"
+    tiers: tuple[PlannedTier, ...] = ()
+    compute: Mapping[str, float | str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +121,10 @@ class Execution:
     """Parameters a runner is loaded with.
 
     ``threads`` is where the engine starts, ``threads_max`` how far its measurements may raise it.
-    ``gpu_layers`` counts layers on the device, the output head being one more.
+    ``gpu_layers`` counts layers on devices, the output head being one more. ``tensor_overrides``
+    are (regular expression over tensor names, tier) pairs, the first that matches decides;
+    ``tensor_split`` is the share of the offloaded layers by device. ``slots_per_layer`` counts the
+    experts that are kept of each layer whose experts stream.
     """
 
     n_ctx: int
@@ -43,6 +135,22 @@ class Execution:
     mmap: bool
     gpu_layers: int
     flash_attention: bool = True
+    parallel: int = 1
+    kv_on_device: bool = True
+    tensor_split: tuple[float, ...] = ()
+    tensor_overrides: tuple[tuple[str, str], ...] = ()
+    slots_per_layer: int = 0
+    engram: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """``bytes`` of a kind of tensors on a tier. ``count`` is layers, for experts their number."""
+
+    group: str
+    tier: str
+    bytes: int
+    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,24 +162,92 @@ class Budget:
     kv: int
     compute: int
     limit: int
+    expert_cache: int = 0
+    overhead: int = 0
+    total: int = -1
 
-    @property
-    def total(self) -> int:
-        return self.weights + self.kv + self.compute
+    def __post_init__(self) -> None:
+        """``total`` is in the JSON for its readers; what is given must be the sum."""
+        parts = self.weights + self.expert_cache + self.kv + self.compute + self.overhead
+        if self.total == -1:
+            object.__setattr__(self, "total", parts)
+        elif self.total != parts:
+            raise ValueError(f"total {self.total} is not the sum of its parts, {parts}")
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """An estimate with its band."""
+
+    low: float
+    mid: float
+    high: float
+
+
+NOTHING = Range(0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class EngramUse:
+    """What n-gram tables cost a decoded token."""
+
+    tier: str = ""
+    rows_per_token: int = 0
+    bytes_per_token: int = 0
+    reads_per_token: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Speeds for the request's workload. ``cold`` and ``steady`` are decode in tokens a second
+    before and after caches have filled; equal where nothing is cached. ``terms_ms`` are the parts
+    of one decoded token, ``prefill_terms_ms`` those of one prompt chunk."""
+
+    decode_tps: Range = NOTHING
+    prefill_tps: Range = NOTHING
+    ttft_s: Range = NOTHING
+    cold: Range = NOTHING
+    steady: Range = NOTHING
+    bound_by: str = ""
+    terms_ms: Mapping[str, float] = field(default_factory=dict)
+    prefill_terms_ms: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class WhatIf:
+    change: str
+    decode_tps: float
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Where a model lies and how it is run. ``files`` are absolute paths, the first shard first."""
+    """Where every byte of a model lies, how it is run, and how fast that will be."""
 
-    ref: str
-    files: tuple[str, ...]
-    architecture: str
+    model: PlannedModel
     backend: str
     execution: Execution
+    machine: PlannedMachine = PlannedMachine()
+    request: PlanRequest = PlanRequest()
+    backend_reason: str = ""
+    fits: bool = True
+    verdict: str = ""
+    placements: tuple[Placement, ...] = ()
     budgets: tuple[Budget, ...] = ()
+    bytes_per_token: Mapping[str, int] = field(default_factory=dict)
+    engram: EngramUse = EngramUse()
+    prediction: Prediction = Prediction()
     warnings: tuple[str, ...] = ()
-    version: int = field(default=PLAN_VERSION)
+    what_if: tuple[WhatIf, ...] = ()
+    version: int = PLAN_VERSION
+
+    @property
+    def ref(self) -> str:
+        return self.model.ref
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Paths of the weights, the first shard first."""
+        return tuple(file.path for file in self.model.files)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -81,22 +257,19 @@ class Plan:
         """Read a plan back.
 
         Raises:
-            UsageError: the document is not a plan of this version.
+            UsageError: the document is not a plan of this version; names the field.
         """
+        from localrun.plan.wire import read_plan
+
         try:
-            document: dict[str, Any] = json.loads(text)
-            if document.get("version") != PLAN_VERSION:
-                raise UsageError(
-                    f"plan: version {document.get('version')!r}, this program reads {PLAN_VERSION}"
-                )
-            return Plan(
-                ref=document["ref"],
-                files=tuple(document["files"]),
-                architecture=document["architecture"],
-                backend=document["backend"],
-                execution=Execution(**document["execution"]),
-                budgets=tuple(Budget(**budget) for budget in document["budgets"]),
-                warnings=tuple(document["warnings"]),
+            document = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"plan: not a JSON document ({error})") from error
+        if not isinstance(document, dict):
+            raise UsageError(f"plan: a {type(document).__name__}, not an object")
+        if document.get("version") != PLAN_VERSION:
+            raise UsageError(
+                f"plan: version {document.get('version')!r}, this program reads {PLAN_VERSION}",
+                hint="make the plan again with `localrun plan REF --json`",
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UsageError(f"plan: not a plan document ({error})") from error
+        return read_plan(text)

@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from localrun.errors import DoesNotFitError, UsageError
 from localrun.hardware.machine import Machine
 from localrun.models.spec import ModelSpec
-from localrun.plan.plan import Budget, Execution, KvType, Plan, PlanRequest
+from localrun.plan.plan import (
+    Budget,
+    Execution,
+    KvType,
+    Plan,
+    PlannedFile,
+    PlannedModel,
+    PlanRequest,
+)
 
 MIB = 1 << 20
 # A person's machine runs other things; this much of free memory is left to them.
@@ -28,7 +36,14 @@ UBATCH = 512
 SCRATCH_BYTES = 64 * MIB
 # Bytes per element of a KV type against the 16 bits that ModelSpec counts; Q8_0 packs 32 elements
 # in 34 bytes, Q4_0 in 18 (ggml-common.h).
-KV_RATIO: dict[KvType, float] = {"f16": 1, "bf16": 1, "f32": 2, "q8_0": 34 / 64, "q4_0": 18 / 64}
+KV_RATIO: dict[KvType, float] = {
+    "f16": 1,
+    "bf16": 1,
+    "f32": 2,
+    "q8_0": 34 / 64,
+    "q4_0": 18 / 64,
+    "native": 1,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +72,7 @@ def plan(spec: ModelSpec, machine: Machine, request: PlanRequest, source: Source
         ram_limit = max(0, machine.memory.available - RAM_RESERVE_BYTES)
     vram_limit = _vram_limit(machine, request) if source.device else 0
     compute = _compute_bytes(spec)
-    kv_per_token = int(spec.kv_bytes_per_token * KV_RATIO[request.kv_type])
+    kv_per_token = int(spec.kv_bytes_per_token * KV_RATIO[request.kv_type or "f16"])
     n_ctx = _context(spec, request, ram_limit + vram_limit, kv_per_token, compute)
     kv = n_ctx * kv_per_token
     gpu_layers, on_device = _offload(spec, kv, vram_limit, compute)
@@ -65,14 +80,16 @@ def plan(spec: ModelSpec, machine: Machine, request: PlanRequest, source: Source
     _fits(budgets, request, n_ctx)
     threads = request.threads or max(1, min(machine.cpu.usable, machine.cpu.cores))
     return Plan(
-        ref=source.ref,
-        files=source.files,
-        architecture=spec.architecture,
+        model=PlannedModel(
+            ref=source.ref,
+            architecture=spec.architecture,
+            files=tuple(PlannedFile(path, 0) for path in source.files),
+        ),
         backend=source.backend,
         execution=Execution(
             n_ctx=n_ctx,
             ubatch=min(UBATCH, n_ctx),
-            kv_type=request.kv_type,
+            kv_type=request.kv_type or "f16",
             threads=threads,
             threads_max=threads,
             mmap=True,

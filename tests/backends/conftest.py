@@ -11,7 +11,8 @@ import pytest
 
 from localrun.engine.runner import ModelRunner, SequenceId
 from localrun.errors import EngineError
-from localrun.plan.plan import Execution, KvType, Plan
+from localrun.plan.plan import Execution, KvType
+from tests.plans import bare_plan
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +27,7 @@ def load_model(smollm2_path: Path) -> Callable[..., ModelRunner]:
     ) -> ModelRunner:
         paths = tuple(str(file) for file in files or (smollm2_path,))
         execution = Execution(n_ctx, ubatch, kv, 1, 1, mmap, gpu_layers=0)
-        return load(Plan("test", paths, "llama", "llama.cpp", execution))
+        return load(bare_plan(execution, paths))
 
     return load_files
 

@@ -18,7 +18,8 @@ from localrun.errors import BackendMissingError, UsageError
 from localrun.formats.header import Format
 from localrun.hardware.machine import Cpu, Gpu, Machine, Memory
 from localrun.models.spec import ModelSpec
-from localrun.plan.plan import Execution, Plan
+from localrun.plan.plan import Execution
+from tests.plans import bare_plan
 
 LLAMA = ModelSpec("llama", "a model", 1, 1, 1, 1, 1, 1, {}, None, None, None)
 
@@ -72,7 +73,7 @@ def test_an_absent_library_is_named_with_the_command_that_installs_it(
     model.touch()
     execution = Execution(256, 64, "f16", 1, 1, True, 0)
     with pytest.raises(BackendMissingError) as caught:
-        llamacpp.load(Plan("test", (str(model),), "llama", "llama.cpp", execution))
+        llamacpp.load(bare_plan(execution, [str(model)]))
     assert caught.value.hint == report.install
 
 

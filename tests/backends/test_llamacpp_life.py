@@ -154,10 +154,11 @@ from pathlib import Path
 from localrun.backends.llamacpp import library
 from localrun.backends.llamacpp.backend import load
 from localrun.engine.runner import BatchItem
-from localrun.plan.plan import Execution, Plan
+from localrun.plan.plan import Execution, Plan, PlannedFile, PlannedModel
 
 execution = Execution(256, 64, "f16", 2, 2, True, gpu_layers=0)
-runner = load(Plan("test", (sys.argv[1],), "llama", "llama.cpp", execution))
+model = PlannedModel("test", "llama", files=(PlannedFile(sys.argv[1], 0),))
+runner = load(Plan(model, "llama.cpp", execution))
 runner.forward([BatchItem(runner.new_sequence(), [1, 2, 3])])
 assert library.devices()
 mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
