@@ -83,7 +83,9 @@ class CacheRows:
     ``elements`` counts the numbers of one row in one layer, keys and values together; they are
     stored in the KV type, or in ``native_bytes`` where the release has a format of its own (0
     where it has none). ``window`` bounds the rows kept, 0 for all of the context. ``read_rows``
-    bounds the rows that one decoded token reads, 0 for all that are kept.
+    bounds the rows that one decoded token reads, 0 for all that are kept. ``readers`` counts the
+    layers that read each of these caches, its own layer among them; the others read at most
+    ``reader_rows`` rows, 0 for as many as their owner.
     """
 
     kind: CacheKind
@@ -93,6 +95,23 @@ class CacheRows:
     window: int = 0
     read_rows: int = 0
     native_bytes: int = 0
+    readers: int = 1
+    reader_rows: int = 0
+
+    def rows_kept(self, tokens: int) -> int:
+        """Of a sequence of ``tokens``, in all ``layers``; the last row may be begun only."""
+        return len(self.layers) * self._kept(tokens)
+
+    def rows_read(self, tokens: int) -> int:
+        """By one token decoded after ``tokens``, in all layers that read."""
+        kept = self._kept(tokens)
+        owner = min(kept, self.read_rows) if self.read_rows else kept
+        other = min(kept, self.reader_rows) if self.reader_rows else owner
+        return len(self.layers) * (owner + (self.readers - 1) * other)
+
+    def _kept(self, tokens: int) -> int:
+        rows = -(-tokens // self.tokens_per_row)
+        return min(rows, self.window) if self.window else rows
 
 
 @dataclass(frozen=True, slots=True)
