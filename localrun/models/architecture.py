@@ -5,6 +5,9 @@ file: its metadata, translated into the same words):
 
     layout(config, storage)  → the tensors of a checkpoint, in the release's names
     caches(config)           → what a sequence costs
+
+The fields are those of ``text_config`` over those of the config.json itself, so that one look finds
+both; ``vision_config`` and ``text_config`` are still there where a release has them.
 """
 
 from __future__ import annotations
@@ -21,11 +24,13 @@ from localrun.models.spec import CacheRows
 @dataclass(frozen=True, slots=True)
 class Caches:
     """``states`` are (layer, bytes a sequence) whatever its length. ``prefill_layers`` is how many
-    layers see the whole prompt, 0 for all."""
+    layers see the whole prompt, 0 for all. ``table_rows`` is how many rows of the n-gram table of
+    one layer a token reads."""
 
     rows: tuple[CacheRows, ...] = ()
     states: tuple[tuple[int, int], ...] = ()
     prefill_layers: int = 0
+    table_rows: int = 0
 
 
 class Storage(Protocol):

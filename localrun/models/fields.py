@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from localrun.errors import HeaderError
 from localrun.formats.text import shown
+
+LAYERS_MAX = 4096
+CONTEXT_MAX = 2**31 - 1
+HEADS_MAX = 65_536
+WIDTH_MAX = 2**24
+EXPERTS_MAX = 65_536
+VOCABULARY_MAX = 2**24
 
 
 @dataclass(frozen=True, slots=True)
 class Fields:
     """A mapping of untrusted values. Absent is None; present and absurd is HeaderError.
 
-    ``file`` is named in errors; metadata has no offsets any more, so they say byte 0.
+    ``file`` is named in errors; metadata has no offsets any more, so they say byte 0. ``names``
+    maps a key to what the file itself calls it, where the two differ.
     """
 
     values: Mapping[str, object]
     file: str
+    names: Mapping[str, str] = field(default_factory=dict)
 
     def text(self, key: str) -> str | None:
         value = self.values.get(key)
@@ -25,9 +34,56 @@ class Fields:
             return value
         raise self.error(key, f"is a {type(value).__name__}, not a string")
 
+    def flag(self, key: str, default: bool = False) -> bool:
+        value = self.values.get(key)
+        if value is None or isinstance(value, bool):
+            return default if value is None else value
+        raise self.error(key, f"is a {type(value).__name__}, not a boolean")
+
     def integer(self, key: str, *, most: int, least: int = 1) -> int | None:
         value = self.values.get(key)
-        return None if value is None else self._checked(key, value, least, most)
+        return None if value is None else self._checked(key, "", value, least, most)
+
+    def needed(self, key: str, *, most: int, least: int = 1) -> int:
+        """An integer that must be there."""
+        value = self.integer(key, most=most, least=least)
+        if value is None:
+            raise self.error(key, "is absent")
+        return value
+
+    def integers(self, key: str, *, most: int, least: int = 0) -> tuple[int, ...] | None:
+        """A list of any length."""
+        value = self.values.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, tuple | list):
+            raise self.error(key, f"is a {type(value).__name__}, not a list")
+        return tuple(
+            self._checked(key, f"[{index}]", item, least, most) for index, item in enumerate(value)
+        )
+
+    def texts(self, key: str, count: int) -> tuple[str, ...] | None:
+        """A list of ``count`` strings: what each layer is."""
+        value = self.values.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, tuple | list):
+            raise self.error(key, f"is a {type(value).__name__}, not a list")
+        if len(value) != count:
+            raise self.error(key, f"has {len(value)} entries for {count} layers")
+        if odd := [item for item in value if not isinstance(item, str)]:
+            raise self.error(key, f"holds a {type(odd[0]).__name__}, not only strings")
+        return tuple(map(str, value))
+
+    def mapping(self, key: str) -> Fields | None:
+        """An object inside; its fields carry its key in errors."""
+        value = self.values.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, Mapping):
+            raise self.error(key, f"is a {type(value).__name__}, not an object")
+        inner = {str(name): item for name, item in value.items()}
+        return Fields(inner, self.file, {name: f"{key}.{name}" for name in inner})
 
     def per_layer(
         self, key: str, layers: int, *, most: int, least: int = 1
@@ -40,15 +96,16 @@ class Fields:
         if len(value) != layers:
             raise self.error(key, f"has {len(value)} entries for {layers} layers")
         return tuple(
-            self._checked(f"{key}[{index}]", item, 0, most) for index, item in enumerate(value)
+            self._checked(key, f"[{index}]", item, 0, most) for index, item in enumerate(value)
         )
 
-    def _checked(self, key: str, value: object, least: int, most: int) -> int:
+    def _checked(self, key: str, place: str, value: object, least: int, most: int) -> int:
         if isinstance(value, bool) or not isinstance(value, int):
-            raise self.error(key, f"is a {type(value).__name__}, not an integer")
+            raise self.error(key, f"is a {type(value).__name__}, not an integer", place)
         if not least <= value <= most:
-            raise self.error(key, f"{value} is not between {least} and {most}")
+            raise self.error(key, f"{value} is not between {least} and {most}", place)
         return value
 
-    def error(self, key: str, problem: str) -> HeaderError:
-        return HeaderError(shown(key), 0, problem, file=self.file)
+    def error(self, key: str, problem: str, place: str = "") -> HeaderError:
+        """``place`` is an index behind the key."""
+        return HeaderError(shown(self.names.get(key, key) + place), 0, problem, file=self.file)
