@@ -7,7 +7,7 @@ and nothing else.
 from __future__ import annotations
 
 import ctypes
-from typing import Final
+from typing import Any, Final
 
 from llama_cpp import llama_cpp as llama
 
@@ -45,8 +45,9 @@ def parameters(
     return _model(execution), _context(execution)
 
 
-def _model(execution: Execution) -> llama.llama_model_params:
-    model: llama.llama_model_params = llama.llama_model_default_params()
+def _model(execution: Execution) -> Any:
+    # The package types its fields of addresses as arrays.
+    model: Any = llama.llama_model_default_params()
     model.n_gpu_layers = execution.gpu_layers
     on_devices = [tier for _, tier in execution.tensor_overrides if tier.startswith("vram")]
     if execution.gpu_layers and not gpus():
