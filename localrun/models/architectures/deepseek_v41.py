@@ -1,0 +1,229 @@
+"""Knows no other family: DeepSeek-V4.1, V4's block with shared caches and Engram tables.
+
+Few layers own compressed rows and index keys; those behind them read the latest owner's, and some
+choose anew among an owner's candidates. Engram layers look rows up by token n-grams
+(https://huggingface.co/deepseek-ai/DeepSeek-V4.1-Flash, inference/model.py and engram.py; tensor
+count and bytes agree with the released headers). The draft's rings of window rows are no part of
+``caches``: they exist only while a draft runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from localrun.models.architecture import Caches, Storage
+from localrun.models.architectures.deepseek_v4 import (
+    Sizes,
+    key_bytes,
+    ratios_of,
+    sizes_of,
+    spark_entry,
+    spark_exit,
+)
+from localrun.models.fields import (
+    CONTEXT_MAX,
+    EXPERTS_MAX,
+    HEADS_MAX,
+    LAYERS_MAX,
+    WIDTH_MAX,
+    Fields,
+)
+from localrun.models.layout import LayoutTensor
+from localrun.models.mla import float32, indexer_of, layers_of, text_of
+from localrun.models.spec import CacheRows
+from localrun.models.storage_v4 import StorageV4, storage_v4
+
+_TABLE_ROWS_MAX = 2**40
+_FLOAT_BYTES = 4
+# A window row holds F8_E4M3 with a scale for 32 numbers, a compressed row two e2m1 codes a byte
+# with a scale for 16.
+_WINDOW_GROUP = 32
+_ROW_GROUP = 16
+
+
+def layout(config: Fields, storage: Storage) -> Iterator[LayoutTensor]:
+    """Raises HeaderError for a field that is absent or that no model has."""
+    text = text_of(config)
+    stored = storage_v4(config, text, storage)
+    sizes, ratios, layers = sizes_of(text), ratios_of(text), layers_of(text)
+    experts = text.needed("n_routed_experts", most=EXPERTS_MAX)
+    owners = _sources(text, "kv_source_layer_ids", ratios[:layers])
+    choosers = _sources(text, "index_source_layer_ids", ratios[:layers])
+    tables = _tables(text, layers)
+    yield from stored.plain("embed.weight", sizes.vocabulary, sizes.width)
+    for layer in range(layers):
+        name = f"layers.{layer}"
+        yield from _block(name, sizes, experts, stored)
+        if layer in owners:
+            yield from _owner(f"{name}.attn", text, sizes, ratios[layer], stored)
+        if layer in choosers:
+            yield from _chooser(f"{name}.attn.indexer", text, sizes, stored)
+        if layer in tables:
+            yield from _engram(f"{name}.engram", text, sizes, tables[layer], stored)
+    yield from stored.plain("norm.weight", sizes.width)
+    if not text.flag("tie_word_embeddings"):
+        yield from stored.plain("head.weight", sizes.vocabulary, sizes.width)
+    yield from _draft(text, sizes, stored)
+    vision = config.mapping("vision_config")
+    if vision:
+        yield from _vision(vision, sizes.width, stored)
+
+
+def _sources(text: Fields, key: str, ratios: tuple[int, ...]) -> tuple[int, ...]:
+    """Layers that own something others read, in order; all of them compress."""
+    ids = text.integers(key, most=LAYERS_MAX)
+    if not ids:
+        raise text.error(key, "names no layer")
+    for before, layer in zip((-1, *ids), ids, strict=False):
+        if layer <= before:
+            raise text.error(key, f"layer {layer} follows layer {before}")
+        if layer >= len(ratios) or not ratios[layer]:
+            raise text.error(key, f"layer {layer} is not one that compresses")
+    return ids
+
+
+def _tables(text: Fields, layers: int) -> dict[int, int]:
+    """Rows of the n-gram table of each layer that has one."""
+    ids = text.integers("engram_layer_ids", most=LAYERS_MAX) or ()
+    rows = text.integers("engram_num_embeddings", least=1, most=_TABLE_ROWS_MAX) or ()
+    if len(ids) != len(rows):
+        raise text.error("engram_num_embeddings", f"has {len(rows)} entries for {len(ids)} layers")
+    if len(set(ids)) != len(ids) or any(layer >= layers for layer in ids):
+        raise text.error("engram_layer_ids", f"does not name {len(ids)} of {layers} layers")
+    return dict(zip(ids, rows, strict=True))
+
+
+def _block(name: str, sizes: Sizes, experts: int, stored: StorageV4) -> Iterator[LayoutTensor]:
+    yield from sizes.norms(name, stored)
+    yield from sizes.attention(f"{name}.attn", stored)
+    yield from sizes.experts(f"{name}.ffn", experts, stored)
+    yield float32(f"{name}.ffn.gate.bias", experts)
+    yield float32(f"{name}.ffn.gate.bias_vl", experts)
+
+
+def _owner(
+    name: str, text: Fields, sizes: Sizes, ratio: int, stored: StorageV4
+) -> Iterator[LayoutTensor]:
+    head = text.needed("index_head_dim", most=WIDTH_MAX)
+    yield from stored.plain(f"{name}.compressor.wkv.weight", sizes.head, sizes.width)
+    yield from stored.plain(f"{name}.compressor.norm.weight", sizes.head)
+    if ratio > 1:
+        yield from stored.plain(f"{name}.compressor.wgate.weight", sizes.head, sizes.width)
+    yield from stored.plain(f"{name}.indexer.wk.weight", head, sizes.head)
+    yield from stored.plain(f"{name}.indexer.k_norm.weight", head)
+
+
+def _chooser(name: str, text: Fields, sizes: Sizes, stored: StorageV4) -> Iterator[LayoutTensor]:
+    indexer = indexer_of(text)
+    yield from stored.linear(f"{name}.wq_b", indexer.heads * indexer.head, sizes.q_rank)
+    yield from stored.plain(f"{name}.weights_proj.weight", indexer.heads, sizes.width)
+
+
+def _engram(
+    name: str, text: Fields, sizes: Sizes, rows: int, stored: StorageV4
+) -> Iterator[LayoutTensor]:
+    head = text.needed("engram_head_dim", most=WIDTH_MAX)
+    heads = text.needed("engram_n_heads", most=HEADS_MAX)
+    longest = text.needed("engram_max_ngram_size", least=2, most=64)
+    found = (longest - 1) * heads * head
+    yield from stored.table(f"{name}.embed", rows, head)
+    # A key for each stream and one value for all of them.
+    yield from stored.linear(f"{name}.wkv", (sizes.streams + 1) * sizes.width, found)
+    yield from stored.plain(f"{name}.q_weight", sizes.streams, sizes.width)
+    yield from stored.plain(f"{name}.k_weight", sizes.streams, sizes.width)
+
+
+def _draft(text: Fields, sizes: Sizes, stored: StorageV4) -> Iterator[LayoutTensor]:
+    stages = text.integer("num_nextn_predict_layers", least=0, most=LAYERS_MAX) or 0
+    for stage in range(stages):
+        name = f"mtp.{stage}"
+        experts = text.needed("dspark_n_routed_experts", most=EXPERTS_MAX)
+        yield from _block(name, sizes, experts, stored)
+        if stage == 0:
+            yield from spark_entry(text, name, sizes.width, stored)
+        if stage == stages - 1:
+            yield from stored.plain(f"{name}.norm.weight", sizes.width)
+            yield from spark_exit(text, name, sizes, stored, ("embed", "head"))
+
+
+def _vision(vision: Fields, out: int, stored: StorageV4) -> Iterator[LayoutTensor]:
+    width = vision.needed("hidden_size", most=WIDTH_MAX)
+    inner = vision.needed("intermediate_size", most=WIDTH_MAX)
+    patch = vision.needed("patch_size", most=4096)
+    side = vision.needed("downsample_ratio", most=4096)
+
+    def biased(name: str, rows: int, columns: int) -> Iterator[LayoutTensor]:
+        yield from stored.plain(f"{name}.weight", rows, columns)
+        yield from stored.plain(f"{name}.bias", rows)
+
+    yield from biased("vision.patch_embed.proj", width, 3 * patch * patch)
+    for layer in range(layers_of(vision)):
+        name = f"vision.blocks.{layer}"
+        yield from stored.plain(f"{name}.norm1.weight", width)
+        yield from stored.plain(f"{name}.norm2.weight", width)
+        yield from biased(f"{name}.attn.wqkv", 3 * width, width)
+        yield from biased(f"{name}.attn.wo", width, width)
+        yield from stored.plain(f"{name}.mlp.w1.weight", 2 * inner, width)
+        yield from stored.plain(f"{name}.mlp.w2.weight", width, inner)
+    yield from stored.plain("vision.norm.weight", width)
+    yield from biased("aligner.w1", out, side * side * width)
+    yield from biased("aligner.w2", out, out)
+    for part in ("start", "end", "newline"):
+        yield from stored.plain(f"image_{part}", out)
+
+
+def caches(config: Fields) -> Caches:
+    """Layers behind the last owner keep only windows, so a prompt need not pass them.
+
+    Raises:
+        HeaderError: a field is absent or holds what no model has.
+    """
+    text = text_of(config)
+    layers = layers_of(text)
+    ratios = ratios_of(text)[:layers]
+    owners = _sources(text, "kv_source_layer_ids", ratios)
+    choosers = _sources(text, "index_source_layer_ids", ratios)
+    head = text.needed("head_dim", most=WIDTH_MAX)
+    window = text.needed("sliding_window", most=CONTEXT_MAX)
+    size = head + -(-head // _WINDOW_GROUP)
+    rows = [
+        CacheRows("sliding", tuple(range(layers)), head, window=window, native_bytes=size),
+    ]
+    states: list[tuple[int, int]] = []
+    for owner, end in zip(owners, (*owners[1:], layers), strict=True):
+        if any(ratios[layer] != ratios[owner] for layer in range(owner, end)):
+            raise text.error("compress_ratios", f"differ in layers {owner} to {end - 1}")
+        choosing = sum(owner < layer < end for layer in choosers)
+        rows += _owned(text, range(owner, end), ratios[owner], choosing)
+        if ratios[owner] > 1:
+            states.append((owner, 2 * ratios[owner] * head * _FLOAT_BYTES))
+    seen = owners[-1] + 1
+    return Caches(tuple(rows), tuple(states), seen if seen < layers else 0)
+
+
+def _owned(text: Fields, layers: range, ratio: int, choosing: int) -> Iterator[CacheRows]:
+    """What the first of ``layers`` keeps and all of them read; ``choosing`` others search it."""
+    indexer = indexer_of(text)
+    head = text.needed("head_dim", most=WIDTH_MAX)
+    yield CacheRows(
+        "compressed",
+        (layers.start,),
+        head,
+        ratio,
+        read_rows=indexer.top,
+        native_bytes=-(-head // 2) + -(-head // _ROW_GROUP),
+        readers=len(layers),
+    )
+    candidates = 0
+    if text.values.get("candidate_source_layer_id") == layers.start:
+        blocks = text.needed("candidate_topk_blocks", most=CONTEXT_MAX)
+        candidates = blocks * text.needed("candidate_block_size", most=CONTEXT_MAX)
+    yield CacheRows(
+        "index",
+        (layers.start,),
+        indexer.head,
+        ratio,
+        native_bytes=key_bytes(indexer.head),
+        readers=1 + choosing,
+        reader_rows=candidates,
+    )
