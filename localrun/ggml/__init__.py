@@ -1,0 +1,1 @@
+"""Knows no models: the bridge to the installed libggml. Loads it on first use, never on import."""
