@@ -86,7 +86,8 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One device. ``kind`` is the maker's API; ``unified`` shares the machine's memory."""
+    """One device. ``kind`` is the maker's API; ``unified`` shares the machine's memory. ``cores``
+    is 0 where the driver does not count them."""
 
     name: str
     kind: str  # cuda, rocm, level-zero, metal
@@ -94,6 +95,7 @@ class Gpu:
     free: int
     driver: str
     unified: bool = False
+    cores: int = 0
 
 
 @dataclass(frozen=True, slots=True)

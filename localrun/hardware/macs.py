@@ -84,6 +84,7 @@ def mac_gpus(displays: str, memory_total: int, memory_available: int) -> tuple[G
                     "spdisplays_"
                 ),
                 unified=unified,
+                cores=natural(str(entry.get("sppci_cores", ""))) or 0,
             )
         )
     return tuple(found)

@@ -110,7 +110,7 @@ def test_sysctl_tells_the_processor(text: str, expected: Cpu | None) -> None:
     [
         (
             M4_MAX_DISPLAYS,
-            (Gpu("Apple M4 Max", "metal", 128 * GIB, 100 * GIB, "metal4", unified=True),),
+            (Gpu("Apple M4 Max", "metal", 128 * GIB, 100 * GIB, "metal4", True, 40),),
         ),
         (
             INTEL_DISPLAYS,
