@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from localrun.formats.header import Header
-from localrun.models.fields import Fields
-from localrun.models.geometry import VOCABULARY_MAX, Geometry, from_config, from_gguf
+from localrun.formats.text import shown
+from localrun.models.architecture import Architecture, Caches
+from localrun.models.architectures import family, known
+from localrun.models.cache import growth
+from localrun.models.facts import Facts, facts
+from localrun.models.fields import VOCABULARY_MAX, AbsentError, Fields
+from localrun.models.gguf_config import translated
+from localrun.models.grouping import Entry, entries, groups, merged
+from localrun.models.layout import LayoutTensor
 from localrun.models.spec import ModelSpec, Tokenizer
+from localrun.models.storage import storage_of
 
 UNKNOWN = "unknown"
 
@@ -16,14 +25,91 @@ def describe(header: Header, config: Mapping[str, object] | None = None) -> Mode
     """Say of a model what a planner, a runner and ``show`` need.
 
     ``config`` is the parsed config.json of a safetensors model; GGUF files carry their own. What
-    the file does not say is zero, None or ``"unknown"``.
+    the file does not say is zero, None or ``"unknown"``; of an architecture that is not known here
+    the tensors' names have to tell, and ``guessed`` says so.
 
     Raises:
         HeaderError: a field is of the wrong type or holds a number that no model has.
     """
     if header.format == "gguf":
         return _gguf(header)
-    return _safetensors(header, config or {})
+    fields = _flat(config or {}, "config.json")
+    model_type = Fields(config or {}, "config.json").text("model_type") or UNKNOWN
+    return _spec(
+        merged(header.tensors),
+        fields,
+        model_type,
+        name=fields.text("_name_or_path") or "",
+        known_caches=_caches_if_told(fields, model_type),
+    )
+
+
+def describe_config(config: Mapping[str, object], *, quant: str | None = None) -> ModelSpec:
+    """The same of a checkpoint that ``config`` speaks of and nobody need have.
+
+    Its own quantization decides the types, or ``quant``, a GGUF mixture. Keys that begin with
+    ``_`` are not read.
+
+    Raises:
+        HeaderError: a ``model_type`` that is not known here, a field that is absent or absurd.
+        UsageError: no such ``quant``.
+    """
+    fields, model_type, speaker = _bare(config)
+    found = entries(_layout(fields, speaker, quant))
+    known_caches = speaker.caches(fields)
+    return _spec(found, fields, model_type, quantization=quant or "", known_caches=known_caches)
+
+
+def layout_of(config: Mapping[str, object], quant: str | None = None) -> Iterator[LayoutTensor]:
+    """The tensors of that checkpoint, one by one.
+
+    Raises:
+        HeaderError: a ``model_type`` that is not known here, a field that is absent or absurd.
+        UsageError: no such ``quant``.
+    """
+    fields, _, speaker = _bare(config)
+    yield from _layout(fields, speaker, quant)
+
+
+def _layout(fields: Fields, speaker: Architecture, quant: str | None) -> Iterator[LayoutTensor]:
+    yield from speaker.layout(fields, storage_of(fields))
+
+
+def _bare(config: Mapping[str, object]) -> tuple[Fields, str, Architecture]:
+    fields = _flat({key: item for key, item in config.items() if key[:1] != "_"}, "config.json")
+    model_type = Fields(config, "config.json").text("model_type")
+    speaker = _speaker(fields, model_type)
+    if speaker is None or model_type is None:
+        raise fields.error("model_type", f"{model_type!r} is not known; {', '.join(known())} are")
+    facts(fields)
+    return fields, model_type, speaker
+
+
+def _flat(config: Mapping[str, object], file: str) -> Fields:
+    """The fields of ``text_config`` over those of the config itself."""
+    text = config.get("text_config")
+    if text is None:
+        return Fields(config, file)
+    if not isinstance(text, Mapping):
+        raise Fields(config, file).error(
+            "text_config", f"is a {type(text).__name__}, not an object"
+        )
+    inner = {key: item for key, item in text.items() if item is not None}
+    return Fields({**config, **inner}, file)
+
+
+def _speaker(fields: Fields, model_type: str | None) -> Architecture | None:
+    """By the name of the whole, or of its text part."""
+    return family(model_type or "") or family(fields.text("model_type") or "")
+
+
+def _caches_if_told(fields: Fields, model_type: str) -> Caches | None:
+    """None where the architecture is not known, or the file leaves out what it needs."""
+    speaker = _speaker(fields, model_type)
+    try:
+        return speaker.caches(fields) if speaker else None
+    except AbsentError:
+        return None
 
 
 def _gguf(header: Header) -> ModelSpec:
@@ -31,14 +117,16 @@ def _gguf(header: Header) -> ModelSpec:
     architecture = fields.text("general.architecture")
     if not architecture:
         raise fields.error("general.architecture", "is absent")
+    config = translated(fields, architecture)
     return _spec(
-        header,
+        merged(header.tensors),
+        config,
         architecture,
-        fields.text("general.name") or fields.text("general.basename") or "",
-        from_gguf(fields, architecture),
+        name=fields.text("general.name") or fields.text("general.basename") or "",
         tokenizer=_tokenizer(fields),
         chat_template=fields.text("tokenizer.chat_template"),
         licence=fields.text("general.license"),
+        known_caches=_caches_if_told(config, architecture),
     )
 
 
@@ -58,50 +146,70 @@ def _tokenizer(fields: Fields) -> Tokenizer | None:
     return Tokenizer(model, fields.text("tokenizer.ggml.pre") or "", len(tokens))
 
 
-def _safetensors(header: Header, config: Mapping[str, object]) -> ModelSpec:
-    fields = Fields(config, "config.json")
-    text = config.get("text_config")
-    text = config if text is None else text
-    if not isinstance(text, Mapping):
-        raise fields.error("text_config", f"is a {type(text).__name__}, not an object")
-    return _spec(
-        header,
-        fields.text("model_type") or UNKNOWN,
-        fields.text("_name_or_path") or "",
-        from_config(Fields(text, "config.json")),
-        tokenizer=None,
-        chat_template=None,
-        licence=None,
-    )
-
-
 def _spec(
-    header: Header,
+    found: list[Entry],
+    fields: Fields,
     architecture: str,
-    name: str,
-    geometry: Geometry,
     *,
-    tokenizer: Tokenizer | None,
-    chat_template: str | None,
-    licence: str | None,
+    name: str = "",
+    tokenizer: Tokenizer | None = None,
+    chat_template: str | None = None,
+    licence: str | None = None,
+    quantization: str = "",
+    known_caches: Caches | None = None,
 ) -> ModelSpec:
+    common = facts(fields)
+    caches = known_caches or common.caches
+    gathered = groups(
+        found,
+        layers=common.layers,
+        experts_used=common.experts_used,
+        table_rows=caches.table_rows if caches else 0,
+    )
     types: dict[str, tuple[int, int]] = {}
-    for tensor in header.tensors:
-        count, size = types.get(tensor.type.name, (0, 0))
-        types[tensor.type.name] = (count + 1, size + tensor.bytes)
-    return ModelSpec(
+    for entry in found:
+        count, size = types.get(entry.type, (0, 0))
+        types[entry.type] = (count + entry.copies, size + entry.bytes)
+    spec = ModelSpec(
         architecture=architecture,
         name=name,
-        parameters=sum(tensor.elements for tensor in header.tensors),
-        tensor_bytes=header.tensor_bytes,
-        tensors=len(header.tensors),
-        layers=geometry.layers,
-        n_ctx_train=geometry.n_ctx_train,
-        kv_bytes_per_token=geometry.kv_bytes_per_token,
+        parameters=sum(group.parameters for group in gathered),
+        tensor_bytes=sum(entry.bytes for entry in found),
+        tensors=sum(entry.copies for entry in found),
+        layers=common.layers,
+        n_ctx_train=common.n_ctx,
+        kv_bytes_per_token=0,
         tensor_types=types,
         tokenizer=tokenizer,
         chat_template=chat_template,
         licence=licence,
-        experts=geometry.experts,
-        experts_used=geometry.experts_used,
+        experts=common.experts,
+        experts_used=common.experts_used,
+        groups=gathered,
+        caches=caches.rows if caches else (),
+        state_bytes=caches.states if caches else (),
+        width=common.width,
+        vocabulary=common.vocabulary or (tokenizer.vocabulary if tokenizer else 0),
+        heads=common.heads,
+        ffn_width=common.ffn_width,
+        quantization=quantization or _dominant(types),
+        guessed=known_caches is None,
+        prefill_layers=caches.prefill_layers if caches else 0,
+        notes=_notes(architecture, known_caches, common),
     )
+    return replace(spec, kv_bytes_per_token=int(growth(spec, "f16")))
+
+
+def _dominant(types: Mapping[str, tuple[int, int]]) -> str:
+    return max(types, key=lambda name: types[name][1], default="")
+
+
+def _notes(architecture: str, known_caches: Caches | None, common: Facts) -> tuple[str, ...]:
+    if known_caches is not None:
+        return ()
+    if architecture in known():
+        told = "the file leaves out what its cache is computed from"
+    else:
+        told = f"the architecture {shown(architecture)} is not known: its tensors were told by name"
+    counted = "counted from its heads" if common.caches else "not known"
+    return (f"{told}; the cache is {counted}",)

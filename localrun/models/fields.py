@@ -16,6 +16,10 @@ EXPERTS_MAX = 65_536
 VOCABULARY_MAX = 2**24
 
 
+class AbsentError(HeaderError):
+    """A field without which the rest says nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fields:
     """A mapping of untrusted values. Absent is None; present and absurd is HeaderError.
@@ -45,10 +49,14 @@ class Fields:
         return None if value is None else self._checked(key, "", value, least, most)
 
     def needed(self, key: str, *, most: int, least: int = 1) -> int:
-        """An integer that must be there."""
+        """An integer that must be there.
+
+        Raises:
+            AbsentError: it is not.
+        """
         value = self.integer(key, most=most, least=least)
         if value is None:
-            raise self.error(key, "is absent")
+            raise self.absent(key)
         return value
 
     def integers(self, key: str, *, most: int, least: int = 0) -> tuple[int, ...] | None:
@@ -109,3 +117,6 @@ class Fields:
     def error(self, key: str, problem: str, place: str = "") -> HeaderError:
         """``place`` is an index behind the key."""
         return HeaderError(shown(self.names.get(key, key) + place), 0, problem, file=self.file)
+
+    def absent(self, key: str) -> AbsentError:
+        return AbsentError(shown(self.names.get(key, key)), 0, "is absent", file=self.file)

@@ -37,6 +37,8 @@ class LayoutTensor:
         """Of one copy; rows are padded to whole blocks."""
         if not self.shape:
             return self.type.block_bytes
+        if not self.shape[-1]:
+            return 0
         blocks = -(-self.shape[-1] // self.type.block_elements)
         return self.elements // self.shape[-1] * blocks * self.type.block_bytes
 
