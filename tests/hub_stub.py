@@ -15,7 +15,7 @@ import re
 import threading
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Literal
@@ -29,7 +29,9 @@ Kind = Literal[
     "cut",  # `at` bytes of the body, then the connection ends
     "hold",  # `at` bytes of the body, then nothing until the client goes away
     "stall",  # headers, then nothing until the client goes away
+    "good",  # nothing wrong: for a fault that comes after it
     "full",  # 200 and everything, whatever range was asked for
+    "bare",  # the range, and no Content-Range
     "range",  # a Content-Range that was not asked for
     "total",  # a Content-Range with another total
     "etag",  # another ETag than before, and the range all the same
@@ -89,6 +91,34 @@ def noise(size: int, seed: str = "noise") -> bytes:
     return hashlib.shake_256(seed.encode()).digest(size)
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """The part of a file that an answer brings; ``partial`` where a range was asked for."""
+
+    offset: int
+    stop: int
+    size: int
+    partial: bool
+
+    @property
+    def status(self) -> int:
+        return 206 if self.partial else 200
+
+    @property
+    def span(self) -> dict[str, str]:
+        if not self.partial:
+            return {}
+        return {"Content-Range": f"bytes {self.offset}-{self.stop - 1}/{self.size}"}
+
+    def of(self, data: bytes) -> bytes:
+        return data[self.offset : self.stop]
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 64  # a client with many connections at once must not wait for a retry
+
+
 class HubStub:
     """Serves repositories from memory on 127.0.0.1 until the ``with`` ends."""
 
@@ -96,8 +126,9 @@ class HubStub:
         self.repos: dict[str, _Repo] = {}
         self.asked: list[Asked] = []
         self.faults: dict[str, list[Fault]] = defaultdict(list)
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Answer)
-        self._server.daemon_threads = True
+        self.meetings: dict[str, threading.Barrier] = {}
+        self.sent: list[tuple[str, int]] = []
+        self._server = _Server(("127.0.0.1", 0), _Answer)
         self._server.hub = self  # type: ignore[attr-defined]  # the handler's way back to us
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
 
@@ -124,6 +155,11 @@ class HubStub:
     def fault(self, file: str, *faults: Fault) -> None:
         """Answer the next requests for the file's content so, one fault after the other."""
         self.faults[file] = list(faults)
+
+    def meet(self, *files: str) -> None:
+        """Answer none of the files' requests before all of them are being asked for at once."""
+        barrier = threading.Barrier(len(files), timeout=20)
+        self.meetings = dict.fromkeys(files, barrier)
 
     def settings(self, home: Path, **changes: object) -> Settings:
         """Settings of an empty home that use this hub."""
@@ -250,6 +286,8 @@ class _Answer(BaseHTTPRequestHandler):
         if data is None:
             self._error(404, "EntryNotFound", body)
             return
+        if name in self.hub.meetings:
+            self.hub.meetings[name].wait()
         etag = _etag(name, data)
         headers = {"ETag": f'"{etag}"', "X-Repo-Commit": repo.commit, "Accept-Ranges": "bytes"}
         if name.endswith(LARGE):
@@ -260,24 +298,27 @@ class _Answer(BaseHTTPRequestHandler):
         else:
             self._faulty(fault, data, headers)
 
-    def _asked_offset(self, headers: dict[str, str]) -> int:
-        found = re.fullmatch(r"bytes=([0-9]+)-", self.headers.get("Range", ""))
-        condition = self.headers.get("If-Range")
-        return int(found[1]) if found and condition in (None, headers["ETag"]) else 0
+    def _asked_part(self, headers: Mapping[str, str], size: int) -> _Part:
+        """What the Range header asks for: ``bytes=A-`` or ``bytes=A-B``; without one, all."""
+        found = re.fullmatch(r"bytes=([0-9]+)-([0-9]*)", self.headers.get("Range", ""))
+        if not found or self.headers.get("If-Range") not in (None, headers["ETag"]):
+            return _Part(0, size, size, False)
+        stop = int(found[2]) + 1 if found[2] else size
+        return _Part(int(found[1]), min(stop, size), size, True)
 
     def _content(self, data: bytes, headers: dict[str, str], body: bool = True) -> None:
-        offset = self._asked_offset(headers)
-        if offset >= len(data) > 0:
+        part = self._asked_part(headers, len(data))
+        if part.offset >= len(data) > 0:
             self._send(416, b"", headers | {"Content-Range": f"bytes */{len(data)}"})
             return
-        if offset:
-            headers = headers | {"Content-Range": f"bytes {offset}-{len(data) - 1}/{len(data)}"}
-        self._send(206 if offset else 200, data[offset:], headers, body=body)
+        self._send(part.status, part.of(data), headers | part.span, body=body)
 
     def _faulty(self, fault: Fault, data: bytes, headers: dict[str, str]) -> None:
-        offset = self._asked_offset(headers)
-        span = f"bytes {offset}-{len(data) - 1}/{len(data)}"
+        part = self._asked_part(headers, len(data))
+        asked, spanned = part.of(data), headers | part.span
         match fault.kind:
+            case "good":
+                self._content(data, headers)
             case "redirect":
                 self._send(302, b"", headers | {"Location": fault.to})
             case "gated":
@@ -288,35 +329,35 @@ class _Answer(BaseHTTPRequestHandler):
                 self._error(fault.at, "", True)
             case "full":
                 self._send(200, data, headers)
+            case "bare":
+                self._send(206, asked, headers)
             case "gzip":
-                self._send(200, gzip.compress(data), headers | {"Content-Encoding": "gzip"})
+                packed = gzip.compress(asked)
+                self._send(part.status, packed, spanned | {"Content-Encoding": "gzip"})
             case "empty":
-                self._send(200, b"", headers)
+                self._send(part.status, b"", spanned)
             case "range":
-                span = f"bytes {offset + 1}-{len(data) - 1}/{len(data)}"
-                self._send(206, data[offset + 1 :], headers | {"Content-Range": span})
+                later = replace(part, offset=part.offset + 1, partial=True)
+                self._send(206, later.of(data), headers | later.span)
             case "total":
-                self._send(206, data[offset:], headers | {"Content-Range": f"{span}9"})
+                larger = replace(part, size=10 * part.size + 9, partial=True)
+                self._send(206, asked, headers | larger.span)
             case "etag":
-                changed = headers | {"ETag": '"changed"', "Content-Range": span}
-                self._send(206 if offset else 200, data[offset:], changed)
+                self._send(part.status, asked, spanned | {"ETag": '"changed"'})
             case "wrong":
-                flipped = bytes([data[offset] ^ 1]) + data[offset + 1 :]
-                extra = {"Content-Range": span} if offset else {}
-                self._send(206 if offset else 200, flipped, headers | extra)
+                self._send(part.status, bytes([asked[0] ^ 1]) + asked[1:], spanned)
             case "length":
-                self._send(200, data[:-1], headers)
+                self._send(part.status, asked[:-1], spanned)
             case "extra" | "short":
-                content = data + b"more" if fault.kind == "extra" else data[:-4]
-                self._send(200, content, headers, length=None)
+                content = asked + b"more" if fault.kind == "extra" else asked[:-4]
+                self._send(part.status, content, spanned, length=None)
             case "cut" | "hold" | "stall":
-                self._interrupted(fault, data, offset, headers)
+                self._interrupted(fault, data, part, spanned)
 
-    def _interrupted(self, fault: Fault, data: bytes, offset: int, headers: dict[str, str]) -> None:
-        if offset:
-            headers = headers | {"Content-Range": f"bytes {offset}-{len(data) - 1}/{len(data)}"}
-        part = b"" if fault.kind == "stall" else data[offset : max(fault.at, offset)]
-        self._send(206 if offset else 200, part, headers, length=len(data) - offset)
+    def _interrupted(self, fault: Fault, data: bytes, part: _Part, headers: dict[str, str]) -> None:
+        until = part.offset if fault.kind == "stall" else max(fault.at, part.offset)
+        content = data[part.offset : min(until, part.stop)]
+        self._send(part.status, content, headers, length=part.stop - part.offset)
         if fault.kind != "cut":
             self._wait_for_client()
         self.close_connection = True
@@ -348,6 +389,7 @@ class _Answer(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(content) if length == -1 else length))
         self.end_headers()
         if body and self.command == "GET":
+            self.hub.sent.append((self.path, len(content)))
             self.wfile.write(content)
 
     def _error(self, status: int, code: str, body: bool) -> None:

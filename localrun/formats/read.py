@@ -46,13 +46,26 @@ def read_header(paths: Sequence[Path]) -> Header:
         UnsafeFormatError: a pickle or an archive.
         HeaderError: anything else that is not a well-formed header.
     """
-    if not paths:
-        raise HeaderError("files", 0, "none given")
     if len(paths) == 1 and paths[0].name.endswith(_INDEX_SUFFIX):
         return _read_indexed(paths[0])
-    if len(paths) > limits.SHARDS_MAX:
-        raise HeaderError("files", 0, f"{len(paths)} shards, at most {limits.SHARDS_MAX}")
-    parts = [_read_one(path) for path in paths]
+    require_shards(len(paths))
+    return join([_read_one(path) for path in paths])
+
+
+def require_shards(count: int) -> None:
+    """Hold that a model may have so many weight files, before any is read. Raises HeaderError."""
+    if count > limits.SHARDS_MAX:
+        raise HeaderError("files", 0, f"{count} shards, at most {limits.SHARDS_MAX}")
+
+
+def join(parts: Sequence[Header]) -> Header:
+    """One header of a model's weight files, each read by ``read_source``, in shard order.
+
+    Raises:
+        HeaderError: none are given, formats are mixed, or the parts are not one model's.
+    """
+    if not parts:
+        raise HeaderError("files", 0, "none given")
     if len({part.format for part in parts}) > 1:
         raise HeaderError("files", 0, "GGUF and safetensors do not make one model")
     if parts[0].format == "gguf":

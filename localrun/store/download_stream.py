@@ -12,7 +12,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -103,40 +103,52 @@ class Source:
             Interruption: time-outs, dropped connections and a server that is overloaded.
             AccessError, VerificationError, DownloadError: for good.
         """
-        with self._translated(file), self._answer(file, offset, etag) as response:
+        headers = {}
+        if offset:
+            headers["Range"] = f"bytes={offset}-"
+            if etag is not None:
+                headers["If-Range"] = f'"{etag}"'
+        with self.answer(file, headers) as response:
+            begin = _judge(file, response, offset, etag)
+            yield begin, entity_tag(response), self.chunks(file, response)
+
+    @contextmanager
+    def answer(self, file: ModelFile, headers: Mapping[str, str]) -> Iterator[httpx2.Response]:
+        """The answer to one GET, redirects followed, its body unread; nothing of it is judged yet.
+
+        Raises:
+            Interruption: time-outs and dropped connections, in the ``with`` as well.
+            VerificationError, DownloadError: for good.
+        """
+        with self._translated(file), self._followed(file, headers) as response:
             with self._lock:
                 self._open.add(response)
             try:
-                begin = _judge(file, response, offset, etag)
-                yield begin, _etag(response), self._chunks(file, response)
+                yield response
             finally:
                 with self._lock:
                     self._open.discard(response)
 
-    def _chunks(self, file: ModelFile, response: httpx2.Response) -> Iterator[bytes]:
+    def chunks(self, file: ModelFile, response: httpx2.Response) -> Iterator[bytes]:
+        """The body as it comes, undecoded, until ``stop``."""
         for chunk in response.iter_raw():
             if self.stopped.is_set():
                 raise Interruption(f"{file.name}: stopped")
             yield chunk
 
     @contextmanager
-    def _answer(self, file: ModelFile, offset: int, etag: str | None) -> Iterator[httpx2.Response]:
+    def _followed(self, file: ModelFile, headers: Mapping[str, str]) -> Iterator[httpx2.Response]:
         import httpx2
 
         assert file.url is not None
         url = httpx2.URL(file.url)
-        headers = {}
-        if offset:
-            headers["Range"] = f"bytes={offset}-"
-            if etag is not None:
-                headers["If-Range"] = f'"{etag}"'
         for _ in range(REDIRECTS_MAX + 1):
             self._hub.check(str(url))
             if self.stopped.is_set():
                 raise Interruption(f"{file.name}: stopped")
             trusted = self._hub.sends_token_to(str(url))
             secret = {"Authorization": f"Bearer {self._token}"} if trusted and self._token else {}
-            with self._client.stream("GET", url, headers=headers | secret) as response:
+            with self._client.stream("GET", url, headers={**headers, **secret}) as response:
                 if trusted:
                     _check_linked(file, response)
                 if response.status_code not in (301, 302, 303, 307, 308):
@@ -164,10 +176,30 @@ class Source:
 def _judge(file: ModelFile, response: httpx2.Response, offset: int, etag: str | None) -> int:
     """Where the answer's bytes begin, if it may be used at all."""
     status = response.status_code
-    if status in (401, 403):
-        raise AccessError(f"{file.name}: the hub refuses access ({status})")
     if status == 416 and offset:
         raise OutOfDate(f"{file.name}: the server has no byte {offset}")
+    check_status(file, response)
+    if status == 200:
+        check_length(file, response, file.bytes)
+        return 0
+    if not offset:
+        raise DownloadError(f"{file.name}: the server sends a part where all was asked for")
+    check_range(file, response, offset, file.bytes)
+    found = entity_tag(response)
+    if etag is not None and found is not None and found != etag:
+        raise OutOfDate(f"{file.name} changed on the server while it was fetched")
+    return offset
+
+
+def check_status(file: ModelFile, response: httpx2.Response) -> None:
+    """Hold that an answer is a file's content, whole (200) or in part (206), as it is on its disk.
+
+    Raises:
+        AccessError: gated or private. Interruption: overloaded. DownloadError: anything else.
+    """
+    status = response.status_code
+    if status in (401, 403):
+        raise AccessError(f"{file.name}: the hub refuses access ({status})")
     if status in _TRANSIENT:
         raise Interruption(f"{file.name}: the server answers {status}")
     if status not in (200, 206):
@@ -175,30 +207,27 @@ def _judge(file: ModelFile, response: httpx2.Response, offset: int, etag: str | 
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding != "identity":
         raise DownloadError(f"{file.name}: sent in encoding {encoding!r}, which was not asked for")
-    if status == 200:
-        _check_length(file, response, file.bytes)
-        return 0
-    _check_range(file, response, offset)
-    found = _etag(response)
-    if etag is not None and found is not None and found != etag:
-        raise OutOfDate(f"{file.name} changed on the server while it was fetched")
-    return offset
 
 
-def _check_range(file: ModelFile, response: httpx2.Response, offset: int) -> None:
+def check_range(file: ModelFile, response: httpx2.Response, offset: int, stop: int) -> None:
+    """Hold that a 206 brings bytes ``offset`` up to ``stop`` of a file of the promised size.
+
+    Raises:
+        DownloadError: another range, another file's size or another length.
+    """
     text = response.headers.get("Content-Range", "")
     found = _RANGE.match(text)
-    promised = (str(offset), str(file.bytes - 1))
-    if not offset or found is None or found.groups()[:2] != promised:
+    if found is None or found.groups()[:2] != (str(offset), str(stop - 1)):
         raise DownloadError(f"{file.name}: Content-Range {text[:80]!r} is not what was asked for")
     if found[3] not in ("*", str(file.bytes)):
         raise DownloadError(
             f"{file.name}: the server's file has {found[3]} bytes, the hub promised {file.bytes}"
         )
-    _check_length(file, response, file.bytes - offset)
+    check_length(file, response, stop - offset)
 
 
-def _check_length(file: ModelFile, response: httpx2.Response, expected: int) -> None:
+def check_length(file: ModelFile, response: httpx2.Response, expected: int) -> None:
+    """Raises DownloadError if the answer promises another number of bytes."""
     length = response.headers.get("Content-Length")
     if length is not None and length != str(expected):
         raise DownloadError(
@@ -218,6 +247,7 @@ def _check_linked(file: ModelFile, response: httpx2.Response) -> None:
         )
 
 
-def _etag(response: httpx2.Response) -> str | None:
+def entity_tag(response: httpx2.Response) -> str | None:
+    """The answer's strong entity tag without its quotes; None without one."""
     found = _STRONG.match(response.headers.get("ETag", ""))
     return found[1] if found else None
