@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from localrun.formats.types import SAFETENSORS_TYPES
 from localrun.models.architecture import Storage
 from localrun.models.fields import EXPERTS_MAX, HEADS_MAX, LAYERS_MAX, WIDTH_MAX, Fields
 from localrun.models.layout import LayoutTensor
 from localrun.models.spec import CacheRows
-
-_F32 = SAFETENSORS_TYPES["F32"]
+from localrun.models.storage import F32
 
 
 def text_of(config: Fields) -> Fields:
@@ -19,9 +17,14 @@ def text_of(config: Fields) -> Fields:
     return config.mapping("text_config") or config
 
 
+def beside_vision(config: Fields) -> bool:
+    """Whether the language model is a part of something: its tensors' names then say so."""
+    return any(config.values.get(key) is not None for key in ("text_config", "vision_config"))
+
+
 def float32(name: str, *shape: int) -> LayoutTensor:
     """What releases keep in F32 whatever their float type."""
-    return LayoutTensor(name, shape, _F32)
+    return LayoutTensor(name, shape, F32)
 
 
 def layers_of(config: Fields) -> int:

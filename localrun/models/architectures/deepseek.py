@@ -3,8 +3,7 @@
 Latent attention and mixtures behind a few dense layers; V3.2 adds an indexer to every layer
 (https://huggingface.co/deepseek-ai/DeepSeek-V3, README_WEIGHTS.md and modeling_deepseek.py;
 https://huggingface.co/deepseek-ai/DeepSeek-V3.2-Exp, inference/model.py). The draft layer repeats
-embedding and head in the release. Kimi-K2.5's vision tower is left out: its configuration does not
-say how its projector is built.
+embedding and head in the release. Kimi-K2.5 and K2.6 are V3 beside a vision tower.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from localrun.models.layout import LayoutTensor
 from localrun.models.mla import (
     Indexer,
     Latent,
+    beside_vision,
     gated,
     indexer_of,
     latent_of,
@@ -28,6 +28,7 @@ from localrun.models.mla import (
     text_of,
 )
 from localrun.models.spec import CacheRows
+from localrun.models.vision import moonvit
 
 # V3.2's cache rows (https://github.com/deepseek-ai/FlashMLA): the latent in F8_E4M3 with one F32
 # scale for 128 numbers, the rotated part in BF16; index keys alike with one scale.
@@ -37,7 +38,7 @@ _SCALED = 128
 def layout(config: Fields, storage: Storage) -> Iterator[LayoutTensor]:
     """Raises HeaderError for a field that is absent or that no model has."""
     text = text_of(config)
-    outer = "" if text is config else "language_model."
+    outer = "language_model." if beside_vision(config) else ""
     layers = layers_of(text)
     latent = latent_of(text)
     indexer = _indexer(text)
@@ -62,6 +63,9 @@ def layout(config: Fields, storage: Storage) -> Iterator[LayoutTensor]:
         yield from draft(name, latent.width, storage)
         yield from storage.plain(f"{name}.embed_tokens.weight", vocabulary, latent.width)
         yield from storage.plain(f"{name}.shared_head.head.weight", vocabulary, latent.width)
+    vision = config.mapping("vision_config")
+    if vision:
+        yield from moonvit(vision, latent.width, storage)
 
 
 def draft(name: str, width: int, storage: Storage) -> Iterator[LayoutTensor]:

@@ -124,7 +124,7 @@ def ratios_of(text: Fields) -> tuple[int, ...]:
     layers = layers_of(text)
     ratios = text.integers("compress_ratios", most=_RATIO_MAX)
     if ratios is None:
-        raise text.error("compress_ratios", "is absent")
+        raise text.absent("compress_ratios")
     if not layers <= len(ratios) <= layers + LAYERS_MAX:
         raise text.error("compress_ratios", f"has {len(ratios)} entries for {layers} layers")
     if any(ratios[layers:]):
@@ -246,8 +246,8 @@ def caches(config: Fields) -> Caches:
     head = text.needed("head_dim", most=WIDTH_MAX)
     rope = text.needed("qk_rope_head_dim", most=head)
     window = text.needed("sliding_window", most=2**31 - 1)
-    # The scales and their padding fill whole numbers of BF16 for the rotated part behind them.
-    row = head - rope + 2 * rope + 2 * -(-(-(-(head - rope) // _BLOCK)) // 2)
+    scales = -(-(head - rope) // _BLOCK)
+    row = head - rope + 2 * rope + scales + scales % 2
     every = tuple(range(layers))
     rows = [CacheRows("sliding", every, head, window=window, native_bytes=row)]
     states: list[tuple[int, int]] = []

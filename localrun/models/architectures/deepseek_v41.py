@@ -72,6 +72,8 @@ def layout(config: Fields, storage: Storage) -> Iterator[LayoutTensor]:
 def _sources(text: Fields, key: str, ratios: tuple[int, ...]) -> tuple[int, ...]:
     """Layers that own something others read, in order; all of them compress."""
     ids = text.integers(key, most=LAYERS_MAX)
+    if ids is None:
+        raise text.absent(key)
     if not ids:
         raise text.error(key, "names no layer")
     for before, layer in zip((-1, *ids), ids, strict=False):
