@@ -1,0 +1,236 @@
+"""Knows no machine and no library: what llama.cpp will allocate for a plan's execution.
+
+Weights, cache and output follow from sizes alone. The compute buffer holds the tensors of one
+graph that live at the same time; what lives longest together was read from llama.cpp's graphs and
+ggml's allocator (src/llama-graph.cpp and ggml/src/ggml-alloc.c of the pinned version), and
+``python bench/memory.py`` prints it beside what the library reports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from localrun.formats.header import TensorInfo
+from localrun.models.cache import row_bytes
+from localrun.models.spec import CacheRows, Group, ModelSpec
+from localrun.plan.plan import Execution
+from localrun.plan.seats import Seats, largest_upload, weights_held
+
+# Sequences that the runner keeps whatever a plan asks; in a unified cache they share the cells.
+SEQUENCES: Final = 4
+# A context is rounded up to whole steps of this many cells.
+_CELLS: Final = 256
+_FLOAT, _HALF = 4, 2
+# Of one token: its id, its position, where its key and value go, its row of the output.
+_INPUTS: Final = 4 + 4 + 8 + 8 + 4
+# Rows of the model's width beside a layer's own tensors: the residual, the sum after attention and
+# a normalized copy of either. One more beside experts, whose outputs are summed apart.
+_ROWS: Final = 4
+# Beside the logits: the last layer's output and its normalized copy.
+_HEAD_ROWS: Final = 2
+# Absorbed latent attention: queries of the latent's width, outputs nearly as wide, and the
+# queries that they were made of, by heads and elements of a cached row.
+_LATENT: Final = 2.4
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Bytes on one tier. ``mapped`` is what a mapped file takes beyond the weights that are used
+    from it: pages that the system drops when memory is short, which llama.cpp's log counts too."""
+
+    weights: int = 0
+    kv: int = 0
+    compute: int = 0
+    output: int = 0
+    mapped: int = 0
+
+    @property
+    def needed(self) -> int:
+        """What must stay in memory."""
+        return self.weights + self.kv + self.compute + self.output
+
+    @property
+    def total(self) -> int:
+        """What the sizes in llama.cpp's load log add up to."""
+        return self.needed + self.mapped
+
+
+def llamacpp_memory(
+    spec: ModelSpec,
+    execution: Execution,
+    tensors: Sequence[TensorInfo] = (),
+    *,
+    repacked: frozenset[str] = frozenset(),
+) -> dict[str, Parts]:
+    """What the pinned llama.cpp allocates by tier (``ram``, ``vram:0``, …).
+
+    ``tensors`` of the file's header make weights exact; the groups stand for them where they are
+    not given. ``repacked`` are the tensor types of ``seats.repacked_types``.
+    """
+    seats = Seats(spec, execution)
+    held = weights_held(spec, tensors, seats, repacked)
+    kv = _kv(spec, execution, seats)
+    uploaded = largest_upload(spec, tensors, seats)
+    compute = _compute(spec, execution, seats, uploaded)
+    tiers = ["ram", *sorted({*held.weights, *kv, *compute} - {"ram"})]
+    return {
+        tier: Parts(
+            weights=held.weights.get(tier, 0),
+            kv=kv.get(tier, 0),
+            compute=compute.get(tier, 0),
+            output=output_bytes(spec, execution) if tier == "ram" else 0,
+            mapped=held.mapped if tier == "ram" and execution.mmap else 0,
+        )
+        for tier in tiers
+    }
+
+
+def llamacpp_kv_bytes(spec: ModelSpec, execution: Execution) -> int:
+    """The cache on all tiers. Windows do not shorten it: it is kept whole so that it can be cut
+    anywhere."""
+    return sum(_kv_by_layer(spec, execution).values())
+
+
+def output_bytes(spec: ModelSpec, execution: Execution) -> int:
+    """A row of logits for each sequence. It grows when a batch wants more rows."""
+    return _sequences(execution) * vocabulary(spec) * _FLOAT
+
+
+def vocabulary(spec: ModelSpec) -> int:
+    return spec.vocabulary or (spec.tokenizer.vocabulary if spec.tokenizer else 0)
+
+
+def device_compute_bytes(
+    spec: ModelSpec, ubatch: int, n_ctx: int, *, head: bool = True, uploaded: int = 0
+) -> int:
+    """The compute buffer of a device that holds whole layers, with flash attention.
+
+    What the CPU's buffer holds, and the prompt's embedded rows, which the CPU looks up and copies
+    over. ``head`` is false for a device without the output layer. ``uploaded`` is the
+    largest matrix in RAM: a long prompt is computed with a copy of it on the device. Assumed, not
+    measured: a device's kernels may ask for scratch memory of their own beyond it.
+    """
+    masks, floats = _masks(spec), layer_floats(spec)
+    body = masks * cells(n_ctx) * _HALF + (floats + spec.width) * _FLOAT
+    last = (vocabulary(spec) + _HEAD_ROWS * spec.width) * _FLOAT if head else 0
+    return min(ubatch, cells(n_ctx)) * int(max(body, last) + _INPUTS) + uploaded
+
+
+def host_compute_bytes(spec: ModelSpec, ubatch: int, n_ctx: int) -> int:
+    """The host's buffer beside devices that hold all layers: inputs on their way there."""
+    row = _masks(spec) * cells(n_ctx) * _HALF + spec.width * _FLOAT + _INPUTS
+    return min(ubatch, cells(n_ctx)) * row
+
+
+def cells(n_ctx: int) -> int:
+    """How many tokens the cache has room for when ``n_ctx`` are asked for."""
+    return -(-max(n_ctx, 1) // _CELLS) * _CELLS
+
+
+def layer_floats(spec: ModelSpec, layers: Iterable[int] | None = None) -> float:
+    """32-bit numbers a token has in the compute buffer in the widest of ``layers`` (of all),
+    masks and inputs left out.
+
+    A matrix of ``width`` columns makes one number for each of its rows, and all results of an
+    attention or of a feed-forward block live at once; so the parameters of the block over the
+    width is how many they are, whatever its matrices are called.
+    """
+    chosen = None if layers is None else frozenset(layers)
+    by_layer: dict[int, list[Group]] = {}
+    for group in spec.groups:
+        if group.layer >= 0 and (chosen is None or group.layer in chosen):
+            by_layer.setdefault(group.layer, []).append(group)
+    width = max(spec.width, 1)
+    latent = {layer: rows.elements for rows in _of_latents(spec) for layer in rows.layers}
+    floats = max(
+        (_floats(groups, width, spec.heads * latent.get(at, 0)) for at, groups in by_layer.items()),
+        default=3.0 * spec.ffn_width,
+    )
+    return floats + _ROWS * spec.width
+
+
+def _of_latents(spec: ModelSpec) -> list[CacheRows]:
+    return [rows for rows in spec.caches if rows.kind == "latent"]
+
+
+def _floats(groups: list[Group], width: int, latent: int) -> float:
+    attention = dense = shared = routed = summed = 0.0
+    for group in groups:
+        rows = group.active_parameters / width
+        if group.kind in ("attention", "indexer"):
+            attention += rows
+        elif group.kind == "dense_ffn":
+            dense += rows
+        elif group.kind == "shared_experts":
+            shared += rows
+        elif group.kind == "experts":
+            routed += rows
+            summed = (group.experts.used if group.experts else 1) * width
+    if latent:
+        attention = _LATENT * latent
+    if routed:
+        # Gate, up and their product; the outputs fit where gate and up were, or come on top.
+        routed += width + (summed if 2 / 3 * routed < summed else 0)
+    if shared and routed:
+        routed = max(routed, shared + 2 * width)
+    return max(attention, dense, shared, routed)
+
+
+def _sequences(execution: Execution) -> int:
+    return max(SEQUENCES, execution.parallel)
+
+
+def _masks(spec: ModelSpec) -> int:
+    """Layers with a window and layers without have a mask each."""
+    return 1 + (len({bool(rows.window) for rows in spec.caches}) > 1)
+
+
+def _kv_by_layer(spec: ModelSpec, execution: Execution) -> dict[int, int]:
+    rows_of = cells(max(execution.n_ctx, _sequences(execution)))
+    kept: dict[int, int] = {}
+    for rows in spec.caches:
+        count = -(-rows_of // rows.tokens_per_row)
+        for layer in rows.layers:
+            kept[layer] = kept.get(layer, 0) + count * row_bytes(rows, execution.kv_type)
+    for layer, size in spec.state_bytes:
+        kept[layer] = kept.get(layer, 0) + size * _sequences(execution)
+    return kept
+
+
+def _kv(spec: ModelSpec, execution: Execution, seats: Seats) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for layer, size in _kv_by_layer(spec, execution).items():
+        tier = seats.layer(layer) if execution.kv_on_device else "ram"
+        found[tier] = found.get(tier, 0) + size
+    return found
+
+
+def _compute(spec: ModelSpec, execution: Execution, seats: Seats, uploaded: int) -> dict[str, int]:
+    """By tier. A device's figures are those of ``device_compute_bytes``."""
+    rows = cells(max(execution.n_ctx, _sequences(execution)))
+    tokens = min(rows, max(execution.ubatch, _sequences(execution)))
+    here = [layer for layer in range(spec.layers) if seats.layer(layer) == "ram"]
+    head = seats.layer(spec.layers)
+    found = {}
+    for card in seats.cards:
+        found[card] = device_compute_bytes(spec, tokens, rows, head=head == card, uploaded=uploaded)
+    if seats.cards and not here:
+        found["ram"] = host_compute_bytes(spec, tokens, rows)
+        return found
+    flash = execution.flash_attention
+    body = _masks(spec) * rows * (_HALF if flash else _FLOAT)
+    body += int(layer_floats(spec, here) * _FLOAT)
+    if not flash:
+        body += (spec.heads * rows + _elements(spec)) * _FLOAT
+    last = (vocabulary(spec) + _HEAD_ROWS * spec.width) * _FLOAT if head == "ram" else 0
+    found["ram"] = tokens * (max(body, last) + _INPUTS)
+    if flash and execution.kv_type == "f32":
+        # Flash attention reads 16-bit numbers; one layer's are converted at a time.
+        found["ram"] += rows * _elements(spec) * _HALF
+    return found
+
+
+def _elements(spec: ModelSpec) -> int:
+    return max((rows.elements for rows in spec.caches), default=0)
