@@ -57,13 +57,13 @@ class Kda:
         yield from storage.linear(f"{name}.o_proj", width, self.width)
 
 
-def kda_of(text: Fields) -> Kda:
+def kda_of(config: Fields) -> Kda:
     """From ``linear_attn_config`` or the ``linear_…`` fields that stand for it.
 
     Raises:
         HeaderError: a field is absent or holds what no model has.
     """
-    inner = text.mapping("linear_attn_config")
+    inner = config.mapping("linear_attn_config")
     if inner and inner.values.get("num_heads") is not None:
         return Kda(
             heads=inner.needed("num_heads", most=HEADS_MAX),
@@ -72,27 +72,36 @@ def kda_of(text: Fields) -> Kda:
             full_gate=inner.flag("use_full_rank_gate"),
         )
     return Kda(
-        heads=text.integer("linear_num_heads", most=HEADS_MAX)
-        or text.needed("num_attention_heads", most=HEADS_MAX),
-        head=text.needed("linear_head_dim", most=WIDTH_MAX),
-        kernel=text.needed("linear_conv_kernel_dim", most=_KERNEL_MAX),
+        heads=config.integer("linear_num_heads", most=HEADS_MAX)
+        or config.needed("num_attention_heads", most=HEADS_MAX),
+        head=config.needed("linear_head_dim", most=WIDTH_MAX),
+        kernel=config.needed("linear_conv_kernel_dim", most=_KERNEL_MAX),
         full_gate=False,
     )
 
 
-def linear_layers(text: Fields, layers: int) -> tuple[bool, ...]:
-    """Which layers have linear attention: by ``layer_types``, or by the two lists of
-    ``linear_attn_config``, which count from 1 and together name every layer once.
+def linear_layers(config: Fields, layers: int) -> tuple[bool, ...] | None:
+    """Which layers have linear attention; None where nothing says so.
+
+    By ``layer_types``; or by the two lists of ``linear_attn_config``, which count from 1 and
+    together name every layer once; or by ``num_key_value_heads``, a list with 0 for them (GGUF).
 
     Raises:
-        HeaderError: neither is there, or they do not fit the number of layers.
+        HeaderError: they do not fit the number of layers.
     """
-    kinds = text.texts("layer_types", layers)
+    kinds = config.texts("layer_types", layers)
     if kinds is not None:
         return tuple(kind == "linear_attention" for kind in kinds)
-    inner = text.mapping("linear_attn_config")
-    if inner is None:
-        raise text.absent("layer_types")
+    inner = config.mapping("linear_attn_config")
+    if inner is not None:
+        return _by_lists(inner, layers)
+    if isinstance(config.values.get("num_key_value_heads"), tuple | list):
+        heads = config.per_layer("num_key_value_heads", layers, most=HEADS_MAX) or ()
+        return tuple(not count for count in heads)
+    return None
+
+
+def _by_lists(inner: Fields, layers: int) -> tuple[bool, ...]:
     linear = inner.integers("kda_layers", least=1, most=layers)
     full = inner.integers("full_attn_layers", least=1, most=layers)
     if linear is None or full is None:

@@ -12,11 +12,6 @@ from localrun.models.spec import CacheRows
 from localrun.models.storage import F32
 
 
-def text_of(config: Fields) -> Fields:
-    """The fields of the language model: ``text_config`` where there is one."""
-    return config.mapping("text_config") or config
-
-
 def beside_vision(config: Fields) -> bool:
     """Whether the language model is a part of something: its tensors' names then say so."""
     return any(config.values.get(key) is not None for key in ("text_config", "vision_config"))

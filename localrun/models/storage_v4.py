@@ -11,13 +11,11 @@ from dataclasses import dataclass
 
 from localrun.formats.types import SAFETENSORS_TYPES
 from localrun.models.architecture import Storage
-from localrun.models.fields import WIDTH_MAX, Fields
+from localrun.models.fields import Fields
 from localrun.models.layout import LayoutTensor
+from localrun.models.storage import BF16, F8, Fp8Block
 
-BF16 = SAFETENSORS_TYPES["BF16"]
-F8 = SAFETENSORS_TYPES["F8_E4M3"]
 E8M0 = SAFETENSORS_TYPES["F8_E8M0"]
-I64 = SAFETENSORS_TYPES["I64"]
 _I8 = SAFETENSORS_TYPES["I8"]
 GROUP = 32
 
@@ -77,22 +75,22 @@ class Unscaled:
 StorageV4 = Scaled | Unscaled
 
 
-def storage_v4(config: Fields, text: Fields, otherwise: Storage) -> StorageV4:
-    """As ``quantization_config`` says; ``otherwise`` where a release has none.
+def storage_v4(config: Fields, storage: Storage) -> StorageV4:
+    """V4's own names and scales where ``storage`` is the FP8 of ``quantization_config``; any other
+    is taken as it is.
 
     ``expert_dtype`` stands at the root (V4) or inside ``quantization_config`` (V4.1).
 
     Raises:
         HeaderError: scales that no release has, or experts of another type.
     """
-    quantization = config.mapping("quantization_config") or text.mapping("quantization_config")
-    if quantization is None or quantization.text("quant_method") != "fp8":
-        return Unscaled(otherwise)
-    blocks = quantization.integers("weight_block_size", least=1, most=WIDTH_MAX) or ()
-    if len(blocks) != 2 or blocks[0] != blocks[1]:
+    quantization = config.mapping("quantization_config")
+    if quantization is None or not isinstance(storage, Fp8Block):
+        return Unscaled(storage)
+    if storage.block is None or storage.block[0] != storage.block[1]:
         raise quantization.error("weight_block_size", "is not two equal numbers")
-    place = quantization if quantization.values.get("expert_dtype") is not None else text
+    place = quantization if quantization.values.get("expert_dtype") is not None else config
     kind = place.text("expert_dtype")
     if kind not in {None, "fp4", "fp8"}:
         raise place.error("expert_dtype", f"{kind!r} is neither fp4 nor fp8")
-    return Scaled(blocks[0], packed=kind == "fp4")
+    return Scaled(storage.block[0], packed=kind == "fp4")

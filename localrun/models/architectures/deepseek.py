@@ -25,7 +25,6 @@ from localrun.models.mla import (
     layers_of,
     mixture_of,
     sparse_layers,
-    text_of,
 )
 from localrun.models.spec import CacheRows
 from localrun.models.vision import moonvit
@@ -37,26 +36,25 @@ _SCALED = 128
 
 def layout(config: Fields, storage: Storage) -> Iterator[LayoutTensor]:
     """Raises HeaderError for a field that is absent or that no model has."""
-    text = text_of(config)
     outer = "language_model." if beside_vision(config) else ""
-    layers = layers_of(text)
-    latent = latent_of(text)
-    indexer = _indexer(text)
-    mixture = mixture_of(text, bias=text.text("topk_method") == "noaux_tc")
-    vocabulary = text.needed("vocab_size", most=VOCABULARY_MAX)
+    layers = layers_of(config)
+    latent = latent_of(config)
+    indexer = _indexer(config)
+    mixture = mixture_of(config, bias=config.text("topk_method") == "noaux_tc")
+    vocabulary = config.needed("vocab_size", most=VOCABULARY_MAX)
     yield from storage.plain(f"{outer}model.embed_tokens.weight", vocabulary, latent.width)
-    for layer, sparse in enumerate(sparse_layers(text, layers)):
+    for layer, sparse in enumerate(sparse_layers(config, layers)):
         name = f"{outer}model.layers.{layer}"
         yield from _attention(name, latent, indexer, storage)
         if sparse:
             yield from mixture.tensors(f"{name}.mlp", storage)
         else:
-            inner = text.needed("intermediate_size", most=WIDTH_MAX)
+            inner = config.needed("intermediate_size", most=WIDTH_MAX)
             yield from gated(f"{name}.mlp", latent.width, inner, storage)
     yield from storage.plain(f"{outer}model.norm.weight", latent.width)
-    if not text.flag("tie_word_embeddings"):
+    if not config.flag("tie_word_embeddings"):
         yield from storage.plain(f"{outer}lm_head.weight", vocabulary, latent.width)
-    for stage in range(text.integer("num_nextn_predict_layers", least=0, most=LAYERS_MAX) or 0):
+    for stage in range(config.integer("num_nextn_predict_layers", least=0, most=LAYERS_MAX) or 0):
         name = f"{outer}model.layers.{layers + stage}"
         yield from _attention(name, latent, indexer, storage)
         yield from mixture.tensors(f"{name}.mlp", storage)
@@ -86,19 +84,18 @@ def _attention(
     yield from storage.plain(f"{name}.post_attention_layernorm.weight", latent.width)
 
 
-def _indexer(text: Fields) -> Indexer | None:
-    return indexer_of(text) if text.values.get("index_topk") is not None else None
+def _indexer(config: Fields) -> Indexer | None:
+    return indexer_of(config) if config.values.get("index_topk") is not None else None
 
 
 def caches(config: Fields) -> Caches:
     """Raises HeaderError for a field that is absent or that no model has."""
-    text = text_of(config)
-    every = tuple(range(layers_of(text)))
-    indexer = _indexer(text)
+    every = tuple(range(layers_of(config)))
+    indexer = _indexer(config)
     if indexer is None:
-        return Caches((latent_rows(text, every),))
-    rows = latent_rows(text, every, read=indexer.top)
-    rank = text.needed("kv_lora_rank", most=WIDTH_MAX)
+        return Caches((latent_rows(config, every),))
+    rows = latent_rows(config, every, read=indexer.top)
+    rank = config.needed("kv_lora_rank", most=WIDTH_MAX)
     native = rank + 4 * -(-rank // _SCALED) + 2 * (rows.elements - rank)
     keys = indexer.head + 4 * -(-indexer.head // _SCALED)
     return Caches(

@@ -23,9 +23,10 @@ from localrun.models.fields import (
     Fields,
 )
 from localrun.models.layout import LayoutTensor
-from localrun.models.mla import Indexer, float32, indexer_of, layers_of, text_of
+from localrun.models.mla import Indexer, float32, indexer_of, layers_of
 from localrun.models.spec import CacheRows
-from localrun.models.storage_v4 import I64, StorageV4, storage_v4
+from localrun.models.storage import I64
+from localrun.models.storage_v4 import StorageV4, storage_v4
 
 # Ratio 4 is the one whose windows overlap and whose rows an indexer chooses from.
 OVERLAPPING = 4
@@ -98,49 +99,48 @@ class Sizes:
         yield float32(f"{name}hc_head_scale", 1)
 
 
-def sizes_of(text: Fields) -> Sizes:
+def sizes_of(config: Fields) -> Sizes:
     """Raises HeaderError for a field that is absent or that no model has."""
-    inner = text.needed("moe_intermediate_size", most=WIDTH_MAX)
+    inner = config.needed("moe_intermediate_size", most=WIDTH_MAX)
     sizes = Sizes(
-        width=text.needed("hidden_size", most=WIDTH_MAX),
-        heads=text.needed("num_attention_heads", most=HEADS_MAX),
-        head=text.needed("head_dim", most=WIDTH_MAX),
-        rope=text.needed("qk_rope_head_dim", most=WIDTH_MAX),
-        q_rank=text.needed("q_lora_rank", most=WIDTH_MAX),
-        groups=text.needed("o_groups", most=HEADS_MAX),
-        o_rank=text.needed("o_lora_rank", most=WIDTH_MAX),
+        width=config.needed("hidden_size", most=WIDTH_MAX),
+        heads=config.needed("num_attention_heads", most=HEADS_MAX),
+        head=config.needed("head_dim", most=WIDTH_MAX),
+        rope=config.needed("qk_rope_head_dim", most=WIDTH_MAX),
+        q_rank=config.needed("q_lora_rank", most=WIDTH_MAX),
+        groups=config.needed("o_groups", most=HEADS_MAX),
+        o_rank=config.needed("o_lora_rank", most=WIDTH_MAX),
         inner=inner,
-        shared=inner * (text.integer("n_shared_experts", least=0, most=EXPERTS_MAX) or 0),
-        streams=text.needed("hc_mult", most=HEADS_MAX),
-        vocabulary=text.needed("vocab_size", most=VOCABULARY_MAX),
+        shared=inner * (config.integer("n_shared_experts", least=0, most=EXPERTS_MAX) or 0),
+        streams=config.needed("hc_mult", most=HEADS_MAX),
+        vocabulary=config.needed("vocab_size", most=VOCABULARY_MAX),
     )
     if sizes.heads % sizes.groups:
-        raise text.error("o_groups", f"{sizes.heads} heads are not a multiple of {sizes.groups}")
+        raise config.error("o_groups", f"{sizes.heads} heads are not a multiple of {sizes.groups}")
     return sizes
 
 
-def ratios_of(text: Fields) -> tuple[int, ...]:
+def ratios_of(config: Fields) -> tuple[int, ...]:
     """``compress_ratios``: one for each layer, and for draft blocks behind them."""
-    layers = layers_of(text)
-    ratios = text.integers("compress_ratios", most=_RATIO_MAX)
+    layers = layers_of(config)
+    ratios = config.integers("compress_ratios", most=_RATIO_MAX)
     if ratios is None:
-        raise text.absent("compress_ratios")
+        raise config.absent("compress_ratios")
     if not layers <= len(ratios) <= layers + LAYERS_MAX:
-        raise text.error("compress_ratios", f"has {len(ratios)} entries for {layers} layers")
+        raise config.error("compress_ratios", f"has {len(ratios)} entries for {layers} layers")
     if any(ratios[layers:]):
-        raise text.error("compress_ratios", f"draft blocks behind layer {layers} are not 0")
+        raise config.error("compress_ratios", f"draft blocks behind layer {layers} are not 0")
     return ratios
 
 
 def layout(config: Fields, storage: Storage) -> Iterator[LayoutTensor]:
     """Raises HeaderError for a field that is absent or that no model has."""
-    text = text_of(config)
-    stored = storage_v4(config, text, storage)
-    sizes, ratios, layers = sizes_of(text), ratios_of(text), layers_of(text)
-    indexer = indexer_of(text) if OVERLAPPING in ratios else None
-    experts = text.needed("n_routed_experts", most=EXPERTS_MAX)
-    used = text.needed("num_experts_per_tok", most=experts)
-    hashed = text.integer("num_hash_layers", least=0, most=layers) or 0
+    stored = storage_v4(config, storage)
+    sizes, ratios, layers = sizes_of(config), ratios_of(config), layers_of(config)
+    indexer = indexer_of(config) if OVERLAPPING in ratios else None
+    experts = config.needed("n_routed_experts", most=EXPERTS_MAX)
+    used = config.needed("num_experts_per_tok", most=experts)
+    hashed = config.integer("num_hash_layers", least=0, most=layers) or 0
     yield from stored.plain("embed.weight", sizes.vocabulary, sizes.width)
     for layer, ratio in enumerate(ratios[:layers]):
         name = f"layers.{layer}"
@@ -156,9 +156,9 @@ def layout(config: Fields, storage: Storage) -> Iterator[LayoutTensor]:
             yield float32(f"{name}.ffn.gate.bias", experts)
     yield from stored.plain("norm.weight", sizes.width)
     yield from sizes.head_mix("")
-    if not text.flag("tie_word_embeddings"):
+    if not config.flag("tie_word_embeddings"):
         yield from stored.plain("head.weight", sizes.vocabulary, sizes.width)
-    yield from _draft(text, sizes, len(ratios) - layers, stored)
+    yield from _draft(config, sizes, len(ratios) - layers, stored)
 
 
 def _block(name: str, sizes: Sizes, experts: int, stored: StorageV4) -> Iterator[LayoutTensor]:
@@ -189,17 +189,17 @@ def _indexer(
     yield from _compressor(f"{name}.compressor", sizes, indexer.head, OVERLAPPING, stored)
 
 
-def _draft(text: Fields, sizes: Sizes, extra: int, stored: StorageV4) -> Iterator[LayoutTensor]:
-    spark = text.values.get("dspark_block_size") is not None
-    one = text.integer("num_nextn_predict_layers", least=0, most=LAYERS_MAX) or 0
+def _draft(config: Fields, sizes: Sizes, extra: int, stored: StorageV4) -> Iterator[LayoutTensor]:
+    spark = config.values.get("dspark_block_size") is not None
+    one = config.integer("num_nextn_predict_layers", least=0, most=LAYERS_MAX) or 0
     stages, width = extra if spark else one, sizes.width
-    experts = text.needed("n_routed_experts", most=EXPERTS_MAX)
+    experts = config.needed("n_routed_experts", most=EXPERTS_MAX)
     for stage in range(stages):
         name = f"mtp.{stage}"
         yield from _block(name, sizes, experts, stored)
         yield float32(f"{name}.ffn.gate.bias", experts)
         if spark and stage == 0:
-            yield from spark_entry(text, name, width, stored)
+            yield from spark_entry(config, name, width, stored)
         if not spark:
             yield from stored.linear(f"{name}.e_proj", width, width)
             yield from stored.linear(f"{name}.h_proj", width, width)
@@ -210,23 +210,23 @@ def _draft(text: Fields, sizes: Sizes, extra: int, stored: StorageV4) -> Iterato
             yield from sizes.head_mix(f"{name}.")
         if spark and stage == stages - 1:
             pair = ("markov_w1", "markov_w2")
-            yield from spark_exit(text, name, sizes, stored, pair)
+            yield from spark_exit(config, name, sizes, stored, pair)
 
 
-def spark_entry(text: Fields, name: str, width: int, stored: StorageV4) -> Iterator[LayoutTensor]:
+def spark_entry(config: Fields, name: str, width: int, stored: StorageV4) -> Iterator[LayoutTensor]:
     """What takes the captured layers into the draft's first block."""
-    targets = text.integers("dspark_target_layer_ids", most=LAYERS_MAX)
+    targets = config.integers("dspark_target_layer_ids", most=LAYERS_MAX)
     if not targets:
-        raise text.error("dspark_target_layer_ids", "names no layer")
+        raise config.error("dspark_target_layer_ids", "names no layer")
     yield from stored.linear(f"{name}.main_proj", width, len(targets) * width)
     yield from stored.plain(f"{name}.main_norm.weight", width)
 
 
 def spark_exit(
-    text: Fields, name: str, sizes: Sizes, stored: StorageV4, pair: tuple[str, str]
+    config: Fields, name: str, sizes: Sizes, stored: StorageV4, pair: tuple[str, str]
 ) -> Iterator[LayoutTensor]:
     """The heads behind the draft's last block."""
-    rank = text.needed("dspark_markov_rank", most=WIDTH_MAX)
+    rank = config.needed("dspark_markov_rank", most=WIDTH_MAX)
     for part in pair:
         path = f"{name}.markov_head.{part}.weight"
         yield from stored.plain(path, sizes.vocabulary, rank)
@@ -240,18 +240,17 @@ def key_bytes(head: int) -> int:
 
 def caches(config: Fields) -> Caches:
     """Raises HeaderError for a field that is absent or that no model has."""
-    text = text_of(config)
-    layers = layers_of(text)
-    ratios = ratios_of(text)[:layers]
-    head = text.needed("head_dim", most=WIDTH_MAX)
-    rope = text.needed("qk_rope_head_dim", most=head)
-    window = text.needed("sliding_window", most=2**31 - 1)
+    layers = layers_of(config)
+    ratios = ratios_of(config)[:layers]
+    head = config.needed("head_dim", most=WIDTH_MAX)
+    rope = config.needed("qk_rope_head_dim", most=head)
+    window = config.needed("sliding_window", most=2**31 - 1)
     scales = -(-(head - rope) // _BLOCK)
     row = head - rope + 2 * rope + scales + scales % 2
     every = tuple(range(layers))
     rows = [CacheRows("sliding", every, head, window=window, native_bytes=row)]
     states: list[tuple[int, int]] = []
-    indexer = indexer_of(text) if OVERLAPPING in ratios else None
+    indexer = indexer_of(config) if OVERLAPPING in ratios else None
     for ratio in sorted(set(ratios) - {0}):
         chosen = tuple(layer for layer in every if ratios[layer] == ratio)
         top = indexer.top if indexer and ratio == OVERLAPPING else 0

@@ -29,11 +29,12 @@ from localrun.models.fields import (
     Fields,
 )
 from localrun.models.layout import LayoutTensor
-from localrun.models.mla import float32, indexer_of, layers_of, text_of
+from localrun.models.mla import float32, indexer_of, layers_of
 from localrun.models.spec import CacheRows
 from localrun.models.storage_v4 import StorageV4, storage_v4
 
 _TABLE_ROWS_MAX = 2**40
+_NGRAM_MAX = 64
 _FLOAT_BYTES = 4
 # A window row holds F8_E4M3 with a scale for 32 numbers, a compressed row two e2m1 codes a byte
 # with a scale for 16.
@@ -43,55 +44,56 @@ _ROW_GROUP = 16
 
 def layout(config: Fields, storage: Storage) -> Iterator[LayoutTensor]:
     """Raises HeaderError for a field that is absent or that no model has."""
-    text = text_of(config)
-    stored = storage_v4(config, text, storage)
-    sizes, ratios, layers = sizes_of(text), ratios_of(text), layers_of(text)
-    experts = text.needed("n_routed_experts", most=EXPERTS_MAX)
-    owners = _sources(text, "kv_source_layer_ids", ratios[:layers])
-    choosers = _sources(text, "index_source_layer_ids", ratios[:layers])
-    tables = _tables(text, layers)
+    stored = storage_v4(config, storage)
+    sizes, ratios, layers = sizes_of(config), ratios_of(config), layers_of(config)
+    experts = config.needed("n_routed_experts", most=EXPERTS_MAX)
+    owners = _sources(config, "kv_source_layer_ids", ratios[:layers])
+    choosers = _sources(config, "index_source_layer_ids", ratios[:layers])
+    tables = _tables(config, layers)
     yield from stored.plain("embed.weight", sizes.vocabulary, sizes.width)
     for layer in range(layers):
         name = f"layers.{layer}"
         yield from _block(name, sizes, experts, stored)
         if layer in owners:
-            yield from _owner(f"{name}.attn", text, sizes, ratios[layer], stored)
+            yield from _owner(f"{name}.attn", config, sizes, ratios[layer], stored)
         if layer in choosers:
-            yield from _chooser(f"{name}.attn.indexer", text, sizes, stored)
+            yield from _chooser(f"{name}.attn.indexer", config, sizes, stored)
         if layer in tables:
-            yield from _engram(f"{name}.engram", text, sizes, tables[layer], stored)
+            yield from _engram(f"{name}.engram", config, sizes, tables[layer], stored)
     yield from stored.plain("norm.weight", sizes.width)
-    if not text.flag("tie_word_embeddings"):
+    if not config.flag("tie_word_embeddings"):
         yield from stored.plain("head.weight", sizes.vocabulary, sizes.width)
-    yield from _draft(text, sizes, stored)
+    yield from _draft(config, sizes, stored)
     vision = config.mapping("vision_config")
     if vision:
         yield from _vision(vision, sizes.width, stored)
 
 
-def _sources(text: Fields, key: str, ratios: tuple[int, ...]) -> tuple[int, ...]:
+def _sources(config: Fields, key: str, ratios: tuple[int, ...]) -> tuple[int, ...]:
     """Layers that own something others read, in order; all of them compress."""
-    ids = text.integers(key, most=LAYERS_MAX)
+    ids = config.integers(key, most=LAYERS_MAX)
     if ids is None:
-        raise text.absent(key)
+        raise config.absent(key)
     if not ids:
-        raise text.error(key, "names no layer")
+        raise config.error(key, "names no layer")
     for before, layer in zip((-1, *ids), ids, strict=False):
         if layer <= before:
-            raise text.error(key, f"layer {layer} follows layer {before}")
+            raise config.error(key, f"layer {layer} follows layer {before}")
         if layer >= len(ratios) or not ratios[layer]:
-            raise text.error(key, f"layer {layer} is not one that compresses")
+            raise config.error(key, f"layer {layer} is not one that compresses")
     return ids
 
 
-def _tables(text: Fields, layers: int) -> dict[int, int]:
+def _tables(config: Fields, layers: int) -> dict[int, int]:
     """Rows of the n-gram table of each layer that has one."""
-    ids = text.integers("engram_layer_ids", most=LAYERS_MAX) or ()
-    rows = text.integers("engram_num_embeddings", least=1, most=_TABLE_ROWS_MAX) or ()
+    ids = config.integers("engram_layer_ids", most=LAYERS_MAX) or ()
+    rows = config.integers("engram_num_embeddings", least=1, most=_TABLE_ROWS_MAX) or ()
     if len(ids) != len(rows):
-        raise text.error("engram_num_embeddings", f"has {len(rows)} entries for {len(ids)} layers")
+        raise config.error(
+            "engram_num_embeddings", f"has {len(rows)} entries for {len(ids)} layers"
+        )
     if len(set(ids)) != len(ids) or any(layer >= layers for layer in ids):
-        raise text.error("engram_layer_ids", f"does not name {len(ids)} of {layers} layers")
+        raise config.error("engram_layer_ids", f"does not name {len(ids)} of {layers} layers")
     return dict(zip(ids, rows, strict=True))
 
 
@@ -104,9 +106,9 @@ def _block(name: str, sizes: Sizes, experts: int, stored: StorageV4) -> Iterator
 
 
 def _owner(
-    name: str, text: Fields, sizes: Sizes, ratio: int, stored: StorageV4
+    name: str, config: Fields, sizes: Sizes, ratio: int, stored: StorageV4
 ) -> Iterator[LayoutTensor]:
-    head = text.needed("index_head_dim", most=WIDTH_MAX)
+    head = config.needed("index_head_dim", most=WIDTH_MAX)
     yield from stored.plain(f"{name}.compressor.wkv.weight", sizes.head, sizes.width)
     yield from stored.plain(f"{name}.compressor.norm.weight", sizes.head)
     if ratio > 1:
@@ -115,37 +117,41 @@ def _owner(
     yield from stored.plain(f"{name}.indexer.k_norm.weight", head)
 
 
-def _chooser(name: str, text: Fields, sizes: Sizes, stored: StorageV4) -> Iterator[LayoutTensor]:
-    indexer = indexer_of(text)
+def _chooser(name: str, config: Fields, sizes: Sizes, stored: StorageV4) -> Iterator[LayoutTensor]:
+    indexer = indexer_of(config)
     yield from stored.linear(f"{name}.wq_b", indexer.heads * indexer.head, sizes.q_rank)
     yield from stored.plain(f"{name}.weights_proj.weight", indexer.heads, sizes.width)
 
 
+def _found(config: Fields) -> int:
+    """Rows that a token finds in each table: one a head for every length of n-gram from 2."""
+    longest = config.needed("engram_max_ngram_size", least=2, most=_NGRAM_MAX)
+    return (longest - 1) * config.needed("engram_n_heads", most=HEADS_MAX)
+
+
 def _engram(
-    name: str, text: Fields, sizes: Sizes, rows: int, stored: StorageV4
+    name: str, config: Fields, sizes: Sizes, rows: int, stored: StorageV4
 ) -> Iterator[LayoutTensor]:
-    head = text.needed("engram_head_dim", most=WIDTH_MAX)
-    heads = text.needed("engram_n_heads", most=HEADS_MAX)
-    longest = text.needed("engram_max_ngram_size", least=2, most=64)
-    found = (longest - 1) * heads * head
+    head = config.needed("engram_head_dim", most=WIDTH_MAX)
     yield from stored.table(f"{name}.embed", rows, head)
     # A key for each stream and one value for all of them.
-    yield from stored.linear(f"{name}.wkv", (sizes.streams + 1) * sizes.width, found)
+    outputs = (sizes.streams + 1) * sizes.width
+    yield from stored.linear(f"{name}.wkv", outputs, _found(config) * head)
     yield from stored.plain(f"{name}.q_weight", sizes.streams, sizes.width)
     yield from stored.plain(f"{name}.k_weight", sizes.streams, sizes.width)
 
 
-def _draft(text: Fields, sizes: Sizes, stored: StorageV4) -> Iterator[LayoutTensor]:
-    stages = text.integer("num_nextn_predict_layers", least=0, most=LAYERS_MAX) or 0
+def _draft(config: Fields, sizes: Sizes, stored: StorageV4) -> Iterator[LayoutTensor]:
+    stages = config.integer("num_nextn_predict_layers", least=0, most=LAYERS_MAX) or 0
     for stage in range(stages):
         name = f"mtp.{stage}"
-        experts = text.needed("dspark_n_routed_experts", most=EXPERTS_MAX)
+        experts = config.needed("dspark_n_routed_experts", most=EXPERTS_MAX)
         yield from _block(name, sizes, experts, stored)
         if stage == 0:
-            yield from spark_entry(text, name, sizes.width, stored)
+            yield from spark_entry(config, name, sizes.width, stored)
         if stage == stages - 1:
             yield from stored.plain(f"{name}.norm.weight", sizes.width)
-            yield from spark_exit(text, name, sizes, stored, ("embed", "head"))
+            yield from spark_exit(config, name, sizes, stored, ("embed", "head"))
 
 
 def _vision(vision: Fields, out: int, stored: StorageV4) -> Iterator[LayoutTensor]:
@@ -180,13 +186,12 @@ def caches(config: Fields) -> Caches:
     Raises:
         HeaderError: a field is absent or holds what no model has.
     """
-    text = text_of(config)
-    layers = layers_of(text)
-    ratios = ratios_of(text)[:layers]
-    owners = _sources(text, "kv_source_layer_ids", ratios)
-    choosers = _sources(text, "index_source_layer_ids", ratios)
-    head = text.needed("head_dim", most=WIDTH_MAX)
-    window = text.needed("sliding_window", most=CONTEXT_MAX)
+    layers = layers_of(config)
+    ratios = ratios_of(config)[:layers]
+    owners = _sources(config, "kv_source_layer_ids", ratios)
+    choosers = _sources(config, "index_source_layer_ids", ratios)
+    head = config.needed("head_dim", most=WIDTH_MAX)
+    window = config.needed("sliding_window", most=CONTEXT_MAX)
     size = head + -(-head // _WINDOW_GROUP)
     rows = [
         CacheRows("sliding", tuple(range(layers)), head, window=window, native_bytes=size),
@@ -194,19 +199,20 @@ def caches(config: Fields) -> Caches:
     states: list[tuple[int, int]] = []
     for owner, end in zip(owners, (*owners[1:], layers), strict=True):
         if any(ratios[layer] != ratios[owner] for layer in range(owner, end)):
-            raise text.error("compress_ratios", f"differ in layers {owner} to {end - 1}")
+            raise config.error("compress_ratios", f"differ in layers {owner} to {end - 1}")
         choosing = sum(owner < layer < end for layer in choosers)
-        rows += _owned(text, range(owner, end), ratios[owner], choosing)
+        rows += _owned(config, range(owner, end), ratios[owner], choosing)
         if ratios[owner] > 1:
             states.append((owner, 2 * ratios[owner] * head * _FLOAT_BYTES))
     seen = owners[-1] + 1
-    return Caches(tuple(rows), tuple(states), seen if seen < layers else 0)
+    found = _found(config) if _tables(config, layers) else 0
+    return Caches(tuple(rows), tuple(states), seen if seen < layers else 0, found)
 
 
-def _owned(text: Fields, layers: range, ratio: int, choosing: int) -> Iterator[CacheRows]:
+def _owned(config: Fields, layers: range, ratio: int, choosing: int) -> Iterator[CacheRows]:
     """What the first of ``layers`` keeps and all of them read; ``choosing`` others search it."""
-    indexer = indexer_of(text)
-    head = text.needed("head_dim", most=WIDTH_MAX)
+    indexer = indexer_of(config)
+    head = config.needed("head_dim", most=WIDTH_MAX)
     yield CacheRows(
         "compressed",
         (layers.start,),
@@ -217,9 +223,9 @@ def _owned(text: Fields, layers: range, ratio: int, choosing: int) -> Iterator[C
         readers=len(layers),
     )
     candidates = 0
-    if text.values.get("candidate_source_layer_id") == layers.start:
-        blocks = text.needed("candidate_topk_blocks", most=CONTEXT_MAX)
-        candidates = blocks * text.needed("candidate_block_size", most=CONTEXT_MAX)
+    if config.values.get("candidate_source_layer_id") == layers.start:
+        blocks = config.needed("candidate_topk_blocks", most=CONTEXT_MAX)
+        candidates = blocks * config.needed("candidate_block_size", most=CONTEXT_MAX)
     yield CacheRows(
         "index",
         (layers.start,),

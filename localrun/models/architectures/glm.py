@@ -37,7 +37,6 @@ from localrun.models.mla import (
     layers_of,
     mixture_of,
     sparse_layers,
-    text_of,
 )
 from localrun.models.spec import CacheRows
 from localrun.models.vision import glm as glm_vision
@@ -45,15 +44,14 @@ from localrun.models.vision import glm as glm_vision
 
 def layout(config: Fields, storage: Storage) -> Iterator[LayoutTensor]:
     """Raises HeaderError for a field that is absent or that no model has."""
-    text = text_of(config)
     inside = beside_vision(config)
     outer = "model.language_model" if inside else "model"
-    layers, width = layers_of(text), text.needed("hidden_size", most=WIDTH_MAX)
-    vocabulary = text.needed("vocab_size", most=VOCABULARY_MAX)
-    mixture, sparse = mixture_of(text, bias=True), sparse_layers(text, layers)
-    latent = text.values.get("kv_lora_rank") is not None
-    block: _Plain | _Sparse = _sparse(text, layers) if latent else _plain(text)
-    drafts = text.integer("num_nextn_predict_layers", least=0, most=LAYERS_MAX) or 0
+    layers, width = layers_of(config), config.needed("hidden_size", most=WIDTH_MAX)
+    vocabulary = config.needed("vocab_size", most=VOCABULARY_MAX)
+    mixture, sparse = mixture_of(config, bias=True), sparse_layers(config, layers)
+    latent = config.values.get("kv_lora_rank") is not None
+    block: _Plain | _Sparse = _sparse(config, layers) if latent else _plain(config)
+    drafts = config.integer("num_nextn_predict_layers", least=0, most=LAYERS_MAX) or 0
     yield from storage.plain(f"{outer}.embed_tokens.weight", vocabulary, width)
     for layer in range(layers + drafts):
         name = f"{outer}.layers.{layer}"
@@ -63,7 +61,7 @@ def layout(config: Fields, storage: Storage) -> Iterator[LayoutTensor]:
         if layer >= layers or sparse[layer]:
             yield from mixture.tensors(f"{name}.mlp", storage)
         else:
-            inner = text.needed("intermediate_size", most=WIDTH_MAX)
+            inner = config.needed("intermediate_size", most=WIDTH_MAX)
             yield from gated(f"{name}.mlp", width, inner, storage)
         if layer >= layers:
             yield from draft(name, width, storage)
@@ -71,7 +69,7 @@ def layout(config: Fields, storage: Storage) -> Iterator[LayoutTensor]:
                 yield from storage.plain(f"{name}.embed_tokens.weight", vocabulary, width)
                 yield from storage.plain(f"{name}.shared_head.head.weight", vocabulary, width)
     yield from storage.plain(f"{outer}.norm.weight", width)
-    if not text.flag("tie_word_embeddings"):
+    if not config.flag("tie_word_embeddings"):
         yield from storage.plain("lm_head.weight", vocabulary, width)
     vision = config.mapping("vision_config")
     if vision:
@@ -131,53 +129,56 @@ class _Sparse:
             yield float32(f"{name}.hc_{part}_scale", 3)
 
 
-def _plain(text: Fields) -> _Plain:
-    return _Plain(Shape.of(text), text.flag("attention_bias"), text.flag("use_qk_norm"))
+def _plain(config: Fields) -> _Plain:
+    return _Plain(Shape.of(config), config.flag("attention_bias"), config.flag("use_qk_norm"))
 
 
-def _sparse(text: Fields, layers: int) -> _Sparse:
-    linear = _linear(text, layers)
+def _sparse(config: Fields, layers: int) -> _Sparse:
+    linear = _linear(config, layers)
     return _Sparse(
-        latent_of(text),
-        indexer_of(text),
-        text.integer("index_kpool", most=CONTEXT_MAX) or 1,
-        _full(text, layers),
+        latent_of(config),
+        indexer_of(config),
+        config.integer("index_kpool", most=CONTEXT_MAX) or 1,
+        _full(config, layers),
         linear,
-        kda_of(text) if any(linear) else None,
-        text.integer("hc_mult", least=0, most=HEADS_MAX) or 0,
+        kda_of(config) if any(linear) else None,
+        config.integer("hc_mult", least=0, most=HEADS_MAX) or 0,
     )
 
 
-def _linear(text: Fields, layers: int) -> tuple[bool, ...]:
-    if text.values.get("layer_types") is None and text.values.get("linear_attn_config") is None:
-        return (False,) * layers
-    return linear_layers(text, layers)
+def _linear(config: Fields, layers: int) -> tuple[bool, ...]:
+    return linear_layers(config, layers) or (False,) * layers
 
 
-def _full(text: Fields, layers: int) -> tuple[bool, ...]:
+def _full(config: Fields, layers: int) -> tuple[bool, ...]:
     """Which layers run an indexer of their own, instead of using the last one's choice."""
-    kinds = text.texts("indexer_types", layers)
+    flags = config.values.get("indexer_types")
+    if isinstance(flags, tuple | list) and all(isinstance(flag, bool) for flag in flags):
+        # A GGUF file's.
+        if len(flags) != layers:
+            raise config.error("indexer_types", f"has {len(flags)} entries for {layers} layers")
+        return tuple(flags)
+    kinds = config.texts("indexer_types", layers)
     if kinds is not None:
         return tuple(kind == "full" for kind in kinds)
-    every = text.integer("index_topk_freq", most=LAYERS_MAX) or 1
-    first = text.integer("index_skip_topk_offset", least=0, most=LAYERS_MAX)
+    every = config.integer("index_topk_freq", most=LAYERS_MAX) or 1
+    first = config.integer("index_skip_topk_offset", least=0, most=LAYERS_MAX)
     start = (2 if first is None else first) - 1
     return tuple(max(layer - start, 0) % every == 0 for layer in range(layers))
 
 
 def caches(config: Fields) -> Caches:
     """Raises HeaderError for a field that is absent or that no model has."""
-    text = text_of(config)
-    layers = layers_of(text)
-    if text.values.get("kv_lora_rank") is None:
-        return Caches((Shape.of(text).rows(range(layers)),))
-    linear = _linear(text, layers)
+    layers = layers_of(config)
+    if config.values.get("kv_lora_rank") is None:
+        return Caches((Shape.of(config).rows(range(layers)),))
+    linear = _linear(config, layers)
     chosen = tuple(layer for layer in range(layers) if not linear[layer])
-    full = _full(text, layers)
-    top = text.needed("index_topk", most=CONTEXT_MAX)
-    head = text.needed("index_head_dim", most=WIDTH_MAX)
-    pool = text.integer("index_kpool", most=CONTEXT_MAX) or 1
+    full = _full(config, layers)
+    top = config.needed("index_topk", most=CONTEXT_MAX)
+    head = config.needed("index_head_dim", most=WIDTH_MAX)
+    pool = config.integer("index_kpool", most=CONTEXT_MAX) or 1
     keys = CacheRows("index", tuple(layer for layer in chosen if full[layer]), head, pool)
-    size = kda_of(text).state_bytes if any(linear) else 0
+    size = kda_of(config).state_bytes if any(linear) else 0
     states = tuple((layer, size) for layer in range(layers) if linear[layer])
-    return Caches((latent_rows(text, chosen, read=top), keys), states)
+    return Caches((latent_rows(config, chosen, read=top), keys), states)

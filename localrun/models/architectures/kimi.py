@@ -24,21 +24,19 @@ from localrun.models.mla import (
     latent_rows,
     layers_of,
     sparse_layers,
-    text_of,
 )
 
 
 def layout(config: Fields, storage: Storage) -> Iterator[LayoutTensor]:
     """Raises HeaderError for a field that is absent or that no model has."""
-    text = text_of(config)
     outer = "language_model." if beside_vision(config) else ""
-    layers, latent, kda = layers_of(text), latent_of(text), kda_of(text)
-    linear, mixture = linear_layers(text, layers), _mixture(text)
-    weighing = text.integer("attn_res_block_size", most=layers) is not None
-    normed = text.flag("latent_moe_use_norm")
-    vocabulary = text.needed("vocab_size", most=VOCABULARY_MAX)
+    layers, latent, kda = layers_of(config), latent_of(config), kda_of(config)
+    linear, mixture = _linear(config, layers), _mixture(config)
+    weighing = config.integer("attn_res_block_size", most=layers) is not None
+    normed = config.flag("latent_moe_use_norm")
+    vocabulary = config.needed("vocab_size", most=VOCABULARY_MAX)
     yield from storage.plain(f"{outer}model.embed_tokens.weight", vocabulary, latent.width)
-    for layer, sparse in enumerate(sparse_layers(text, layers)):
+    for layer, sparse in enumerate(sparse_layers(config, layers)):
         name = f"{outer}model.layers.{layer}"
         yield from storage.plain(f"{name}.input_layernorm.weight", latent.width)
         yield from storage.plain(f"{name}.post_attention_layernorm.weight", latent.width)
@@ -50,29 +48,36 @@ def layout(config: Fields, storage: Storage) -> Iterator[LayoutTensor]:
             yield from kda.tensors(f"{name}.self_attn", latent.width, decay, storage)
         else:
             yield from latent.tensors(f"{name}.self_attn", storage)
-            yield from _output_gate(f"{name}.self_attn", text, latent, storage)
+            yield from _output_gate(f"{name}.self_attn", config, latent, storage)
         if sparse:
             yield from _experts(f"{name}.block_sparse_moe", mixture, normed, storage)
         else:
-            inner = text.needed("intermediate_size", most=WIDTH_MAX)
+            inner = config.needed("intermediate_size", most=WIDTH_MAX)
             yield from gated(f"{name}.mlp", latent.width, inner, storage)
     if weighing:
         yield from _weighing(f"{outer}model.output_attn_res", latent.width, storage)
     yield from storage.plain(f"{outer}model.norm.weight", latent.width)
-    if not text.flag("tie_word_embeddings"):
+    if not config.flag("tie_word_embeddings"):
         yield from storage.plain(f"{outer}lm_head.weight", vocabulary, latent.width)
 
 
-def _mixture(text: Fields) -> Mixture:
-    inner = text.needed("moe_intermediate_size", most=WIDTH_MAX)
-    shared = text.integer("num_shared_experts", least=0, most=EXPERTS_MAX) or 0
+def _linear(config: Fields, layers: int) -> tuple[bool, ...]:
+    linear = linear_layers(config, layers)
+    if linear is None:
+        raise config.absent("linear_attn_config")
+    return linear
+
+
+def _mixture(config: Fields) -> Mixture:
+    inner = config.needed("moe_intermediate_size", most=WIDTH_MAX)
+    shared = config.integer("num_shared_experts", least=0, most=EXPERTS_MAX) or 0
     return Mixture(
-        width=text.needed("hidden_size", most=WIDTH_MAX),
-        experts=text.needed("num_experts", most=EXPERTS_MAX),
+        width=config.needed("hidden_size", most=WIDTH_MAX),
+        experts=config.needed("num_experts", most=EXPERTS_MAX),
         inner=inner,
         shared=shared * inner,
         bias=True,
-        expert_width=text.integer("routed_expert_hidden_size", most=WIDTH_MAX) or 0,
+        expert_width=config.integer("routed_expert_hidden_size", most=WIDTH_MAX) or 0,
     )
 
 
@@ -100,18 +105,17 @@ def _weighing(name: str, width: int, storage: Storage) -> Iterator[LayoutTensor]
 
 
 def _output_gate(
-    name: str, text: Fields, latent: Latent, storage: Storage
+    name: str, config: Fields, latent: Latent, storage: Storage
 ) -> Iterator[LayoutTensor]:
-    if text.flag("mla_use_output_gate"):
+    if config.flag("mla_use_output_gate"):
         yield from storage.linear(f"{name}.g_proj", latent.heads * latent.value, latent.width)
 
 
 def caches(config: Fields) -> Caches:
     """Raises HeaderError for a field that is absent or that no model has."""
-    text = text_of(config)
-    layers = layers_of(text)
-    linear = linear_layers(text, layers)
+    layers = layers_of(config)
+    linear = _linear(config, layers)
     full = tuple(layer for layer in range(layers) if not linear[layer])
-    rows = (latent_rows(text, full),) if full else ()
-    states = kda_of(text).state_bytes if any(linear) else 0
+    rows = (latent_rows(config, full),) if full else ()
+    states = kda_of(config).state_bytes if any(linear) else 0
     return Caches(rows, tuple((layer, states) for layer in range(layers) if linear[layer]))
