@@ -14,7 +14,7 @@ from typing import Final
 
 from localrun.formats.header import TensorInfo
 from localrun.models.cache import row_bytes
-from localrun.models.spec import CacheRows, Group, ModelSpec
+from localrun.models.spec import Group, ModelSpec
 from localrun.plan.plan import Execution
 from localrun.plan.seats import Seats, largest_upload, weights_held
 
@@ -25,14 +25,16 @@ _CELLS: Final = 256
 _FLOAT, _HALF = 4, 2
 # Of one token: its id, its position, where its key and value go, its row of the output.
 _INPUTS: Final = 4 + 4 + 8 + 8 + 4
-# Rows of the model's width beside a layer's own tensors: the residual, the sum after attention and
-# a normalized copy of either. One more beside experts, whose outputs are summed apart.
-_ROWS: Final = 4
-# Beside the logits: the last layer's output and its normalized copy.
+# Rows of the model's width beside a block's own tensors. In attention the residual and the
+# normalized input, once in use and once as what the allocator cannot fill; one more in
+# feed-forward, for the sum after attention; another beside experts, whose outputs are summed apart.
+_ROWS: Final = 3
+# Beside the logits: the last layer's output and its normalized copy; a third where attention is
+# more than one operation (no flash attention, or a cache whose rows are rotated).
 _HEAD_ROWS: Final = 2
-# Absorbed latent attention: queries of the latent's width, outputs nearly as wide, and the
-# queries that they were made of, by heads and elements of a cached row.
-_LATENT: Final = 2.4
+# Latent attention, by heads and elements of a cached row: queries as wide as the row, outputs
+# nearly so, and the queries that the wide ones were made of.
+_LATENT: Final = 2.55
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,14 +110,14 @@ def device_compute_bytes(
     """The compute buffer of a device that holds whole layers, with flash attention.
 
     What the CPU's buffer holds, and the prompt's embedded rows, which the CPU looks up and copies
-    over. ``head`` is false for a device without the output layer. ``uploaded`` is the
-    largest matrix in RAM: a long prompt is computed with a copy of it on the device. Assumed, not
+    over. ``head`` is false for a device without the output layer. ``uploaded`` is the largest
+    matrix in RAM: a long prompt is computed with a copy of it on the device. Assumed, not
     measured: a device's kernels may ask for scratch memory of their own beyond it.
     """
-    masks, floats = _masks(spec), layer_floats(spec)
-    body = masks * cells(n_ctx) * _HALF + (floats + spec.width) * _FLOAT
+    rows = cells(n_ctx)
+    body = _masks(spec) * rows * _HALF + (layer_floats(spec) + spec.width) * _FLOAT
     last = (vocabulary(spec) + _HEAD_ROWS * spec.width) * _FLOAT if head else 0
-    return min(ubatch, cells(n_ctx)) * int(max(body, last) + _INPUTS) + uploaded
+    return min(ubatch, rows) * int(max(body, last) + _INPUTS) + uploaded
 
 
 def host_compute_bytes(spec: ModelSpec, ubatch: int, n_ctx: int) -> int:
@@ -129,53 +131,75 @@ def cells(n_ctx: int) -> int:
     return -(-max(n_ctx, 1) // _CELLS) * _CELLS
 
 
-def layer_floats(spec: ModelSpec, layers: Iterable[int] | None = None) -> float:
+def layer_floats(spec: ModelSpec, layers: Iterable[int] | None = None, *, scores: int = 0) -> float:
     """32-bit numbers a token has in the compute buffer in the widest of ``layers`` (of all),
     masks and inputs left out.
 
-    A matrix of ``width`` columns makes one number for each of its rows, and all results of an
-    attention or of a feed-forward block live at once; so the parameters of the block over the
-    width is how many they are, whatever its matrices are called.
+    A matrix of ``width`` columns makes one number for each of its rows, and all results of a
+    block live at once; so a block's parameters over the width are how many they are, whatever its
+    matrices are called. ``scores`` are those of a token's attention, all heads together, where
+    they are written down (without flash attention).
     """
     chosen = None if layers is None else frozenset(layers)
-    by_layer: dict[int, list[Group]] = {}
+    blocks: dict[int, _Block] = {}
     for group in spec.groups:
         if group.layer >= 0 and (chosen is None or group.layer in chosen):
-            by_layer.setdefault(group.layer, []).append(group)
-    width = max(spec.width, 1)
-    latent = {layer: rows.elements for rows in _of_latents(spec) for layer in rows.layers}
-    floats = max(
-        (_floats(groups, width, spec.heads * latent.get(at, 0)) for at, groups in by_layer.items()),
-        default=3.0 * spec.ffn_width,
-    )
-    return floats + _ROWS * spec.width
+            blocks.setdefault(group.layer, _Block()).add(group, max(spec.width, 1))
+    for rows in spec.caches:
+        for layer in rows.layers:
+            if layer in blocks:
+                blocks[layer].cached += rows.elements
+                blocks[layer].latent |= rows.kind == "latent"
+    widest = (block.floats(spec.width, spec.heads, scores) for block in blocks.values())
+    return max(widest, default=3.0 * spec.ffn_width + scores)
 
 
-def _of_latents(spec: ModelSpec) -> list[CacheRows]:
-    return [rows for rows in spec.caches if rows.kind == "latent"]
+@dataclass(slots=True)
+class _Block:
+    """One layer: numbers a token that its matrices make, by kind. ``cached`` are those it keeps."""
 
+    attention: float = 0.0
+    dense: float = 0.0
+    shared: float = 0.0
+    routed: float = 0.0
+    used: int = 1
+    cached: int = 0
+    latent: bool = False
 
-def _floats(groups: list[Group], width: int, latent: int) -> float:
-    attention = dense = shared = routed = summed = 0.0
-    for group in groups:
-        rows = group.active_parameters / width
+    def add(self, group: Group, width: int) -> None:
+        made = group.active_parameters / width
         if group.kind in ("attention", "indexer"):
-            attention += rows
+            self.attention += made
         elif group.kind == "dense_ffn":
-            dense += rows
+            self.dense += made
         elif group.kind == "shared_experts":
-            shared += rows
+            self.shared += made
         elif group.kind == "experts":
-            routed += rows
-            summed = (group.experts.used if group.experts else 1) * width
-    if latent:
-        attention = _LATENT * latent
-    if routed:
-        # Gate, up and their product; the outputs fit where gate and up were, or come on top.
-        routed += width + (summed if 2 / 3 * routed < summed else 0)
-    if shared and routed:
-        routed = max(routed, shared + 2 * width)
-    return max(attention, dense, shared, routed)
+            self.routed += made
+            self.used = group.experts.used if group.experts else 1
+
+    def floats(self, width: int, heads: int, scores: int) -> float:
+        return max(
+            self._attention(heads, scores) + _ROWS * width,
+            self.dense + (_ROWS + 1) * width,
+            self._experts(width) + (_ROWS + 2) * width if self.routed else 0,
+            # Experts are done by then, but for their sum.
+            self.shared + (_ROWS + 3) * width if self.shared else 0,
+        )
+
+    def _attention(self, heads: int, scores: int) -> float:
+        if self.latent:
+            return _LATENT * heads * self.cached + scores
+        if scores:
+            return self.attention + scores
+        # Flash attention begins when keys and values are in the cache, and reuses their place.
+        queries = max(0.0, self.attention - self.cached) / 2
+        return max(2 * queries, queries + 1.5 * self.cached)
+
+    def _experts(self, width: int) -> float:
+        """Gate, up and their product; the outputs fit where gate and up were, or come on top."""
+        outputs = self.used * width
+        return self.routed + (outputs if self.routed * 2 / 3 < outputs else 0)
 
 
 def _sequences(execution: Execution) -> int:
@@ -211,24 +235,26 @@ def _compute(spec: ModelSpec, execution: Execution, seats: Seats, uploaded: int)
     """By tier. A device's figures are those of ``device_compute_bytes``."""
     rows = cells(max(execution.n_ctx, _sequences(execution)))
     tokens = min(rows, max(execution.ubatch, _sequences(execution)))
-    here = [layer for layer in range(spec.layers) if seats.layer(layer) == "ram"]
     head = seats.layer(spec.layers)
-    found = {}
-    for card in seats.cards:
-        found[card] = device_compute_bytes(spec, tokens, rows, head=head == card, uploaded=uploaded)
+    found = {
+        card: device_compute_bytes(spec, tokens, rows, head=head == card, uploaded=uploaded)
+        for card in seats.cards
+    }
+    here = [layer for layer in range(spec.layers) if seats.layer(layer) == "ram"]
     if seats.cards and not here:
         found["ram"] = host_compute_bytes(spec, tokens, rows)
         return found
     flash = execution.flash_attention
-    body = _masks(spec) * rows * (_HALF if flash else _FLOAT)
-    body += int(layer_floats(spec, here) * _FLOAT)
-    if not flash:
-        body += (spec.heads * rows + _elements(spec)) * _FLOAT
-    last = (vocabulary(spec) + _HEAD_ROWS * spec.width) * _FLOAT if head == "ram" else 0
-    found["ram"] = tokens * (max(body, last) + _INPUTS)
-    if flash and execution.kv_type == "f32":
-        # Flash attention reads 16-bit numbers; one layer's are converted at a time.
-        found["ram"] += rows * _elements(spec) * _HALF
+    floats = layer_floats(spec, here, scores=0 if flash else spec.heads * rows)
+    body = _masks(spec) * rows * (_HALF if flash else _FLOAT) + floats * _FLOAT
+    # Flash attention reads 16-bit numbers; of 32-bit ones it has one layer's converted at a time.
+    converted = rows * _elements(spec) * _HALF if flash and execution.kv_type == "f32" else 0
+    last = 0
+    if head == "ram":
+        rotated = execution.kv_type in ("q8_0", "q4_0")
+        beside = _HEAD_ROWS + (rotated or not flash)
+        last = (vocabulary(spec) + beside * spec.width) * _FLOAT
+    found["ram"] = int(max(tokens * body + converted, tokens * last)) + tokens * _INPUTS
     return found
 
 
