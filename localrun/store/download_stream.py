@@ -124,6 +124,8 @@ class Source:
             with self._lock:
                 self._open.add(response)
             try:
+                if self.stopped.is_set():  # while nobody could end this one's wait
+                    raise Interruption(f"{file.name}: stopped")
                 yield response
             finally:
                 with self._lock:
@@ -143,7 +145,10 @@ class Source:
         assert file.url is not None
         url = httpx2.URL(file.url)
         for _ in range(REDIRECTS_MAX + 1):
-            self._hub.check(str(url))
+            try:
+                self._hub.check(str(url))
+            except DownloadError as error:
+                raise DownloadError(f"{file.name}: {error.message}", hint=error.hint) from None
             if self.stopped.is_set():
                 raise Interruption(f"{file.name}: stopped")
             trusted = self._hub.sends_token_to(str(url))
