@@ -107,7 +107,7 @@ def timed(
             for left, (speeds, run, work) in zip((3, 2, 1), runs, strict=True):
                 rate = usual_rate(run, work, (own - clock()) / left, clock)
                 speeds[type] = Speed(rate / 1e9, "measured", f"ggml, {kernels.layout}")
-    return Compute(cores, gemv, core_gemv, prefill)
+    return Compute(cores, gemv=gemv, core_gemv=core_gemv, prefill=prefill)
 
 
 def usual_rate(run: Callable[[], None], work: float, seconds: float, clock: Clock) -> float:

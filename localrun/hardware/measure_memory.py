@@ -1,9 +1,8 @@
 """Knows no weights: how fast this machine reads and copies memory, by the number of threads.
 
-Reading is the C library's ``memchr`` for a byte that is not there: its loop takes every byte, in
-the widest registers the processor has, and does nothing with it, so memory is what it waits for.
-Sums in numpy end at what one core adds; ggml's products are measured apart (``measure_cpu``), as
-what is left of this. Copying is ``memmove``. Both let go of the interpreter's lock.
+Reading is the C library's ``memchr`` for a byte that is not there: it looks at every byte in the
+widest registers the processor has and does nothing else, so memory is what it waits for, where a
+sum waits for its additions. Copying is ``memmove``. Both let go of the interpreter's lock.
 """
 
 from __future__ import annotations
