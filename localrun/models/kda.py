@@ -108,4 +108,5 @@ def _by_lists(inner: Fields, layers: int) -> tuple[bool, ...]:
         raise inner.absent("kda_layers" if linear is None else "full_attn_layers")
     if sorted((*linear, *full)) != list(range(1, layers + 1)):
         raise inner.error("kda_layers", f"and full_attn_layers do not name {layers} layers once")
-    return tuple(layer in set(linear) for layer in range(1, layers + 1))
+    chosen = frozenset(linear)
+    return tuple(layer in chosen for layer in range(1, layers + 1))
