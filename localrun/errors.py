@@ -10,7 +10,9 @@ LocalrunError                     1 · 500
 │   └── RequestError              2 · 400   a generation request that cannot be served as asked
 │       └── ContextLengthError    2 · 400   prompt and context, both numbers
 ├── ModelNotFoundError            3 · 404   nothing by that name, with the nearest names
-├── DoesNotFitError               4 · 503   the plan needs more than the machine has
+├── PlanError                     2 · 400   no plan can be made
+│   ├── PlanRequestError          2 · 400   constraints that contradict each other or the machine
+│   └── DoesNotFitError           4 · 503   the plan needs more than the machine has
 ├── SourceError                   5 · 502   what a download, a file or a store holds
 │   ├── DownloadError             5 · 502   the network or the hub
 │   │   └── AccessError           5 · 502   gated or private: a token is needed
@@ -20,6 +22,7 @@ LocalrunError                     1 · 500
 ├── DiskFullError                 1 · 507   with the bytes that were needed
 ├── BackendMissingError           6 · 503   a library is absent, with the command that installs it
 ├── EngineError                   1 · 500   generation failed
+│   ├── OutOfMemoryError          4 · 503   a runner's library got no memory, with the bytes
 │   ├── EngineCrashedError        1 · 503   the engine's process ended under a request
 │   ├── BusyError                 1 · 429   the queue is full
 │   └── TemplateError             1 · 500   a chat template failed or broke its limits
@@ -28,6 +31,7 @@ LocalrunError                     1 · 500
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 
@@ -100,12 +104,39 @@ class ModelNotFoundError(LocalrunError):
         self.nearest = nearest
 
 
-class DoesNotFitError(LocalrunError):
-    """The plan needs more memory than the machine has."""
+class PlanError(LocalrunError):
+    """No plan can be made."""
+
+    exit_code = 2
+    http_status = 400
+    hint = "`localrun plan --help` lists what can be asked for"
+
+
+class PlanRequestError(PlanError):
+    """What was asked for contradicts itself or the machine. Names the flag."""
+
+    hint = "leave the flag out, or change it"
+
+
+class DoesNotFitError(PlanError):
+    """The plan needs more memory than the machine has.
+
+    ``shortfall`` maps a tier to the bytes it lacks.
+    """
 
     exit_code = 4
     http_status = 503
     hint = "lower --ctx or choose a smaller quantization"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        shortfall: Mapping[str, int] | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.shortfall = dict(shortfall or {})
 
 
 class SourceError(LocalrunError):
@@ -184,6 +215,32 @@ class EngineError(LocalrunError):
     """Generation failed."""
 
     hint = "try again; `localrun doctor` checks the installation"
+
+
+class OutOfMemoryError(EngineError):
+    """A runner's library asked for memory and got none.
+
+    ``needed_bytes`` is what the allocation that failed on ``tier`` asked for, 0 where the library
+    did not say; ``held_bytes`` is what the load had taken there before.
+    """
+
+    exit_code = 4
+    http_status = 503
+    hint = "close other programs, lower --ctx or choose a smaller quantization"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        tier: str = "ram",
+        needed_bytes: int = 0,
+        held_bytes: int = 0,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.tier = tier
+        self.needed_bytes = needed_bytes
+        self.held_bytes = held_bytes
 
 
 class EngineCrashedError(EngineError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import shlex
 import sys
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,8 +16,14 @@ from typing import TYPE_CHECKING, Final
 
 from localrun.backends.llamacpp.architectures import GENERATIVE
 from localrun.backends.report import BackendReport, Device
-from localrun.errors import BackendMissingError, EngineError, ModelNotFoundError
+from localrun.errors import (
+    BackendMissingError,
+    EngineError,
+    ModelNotFoundError,
+    OutOfMemoryError,
+)
 from localrun.formats.header import Format
+from localrun.hardware.machine import Speed
 from localrun.models.spec import ModelSpec
 from localrun.plan.plan import Plan
 
@@ -90,8 +97,51 @@ def load(plan: Plan) -> ModelRunner:
     Raises:
         BackendMissingError: the library is absent or does not load.
         ModelNotFoundError: a file of the plan is gone.
-        EngineError: the library refuses the model, with the first error it logged.
+        OutOfMemoryError: the library got no memory, with what it asked for.
+        EngineError: the library refuses the model, with the first error it logged, or the plan
+            asks for what it cannot do.
     """
+    _require(plan)
+    from localrun.backends.llamacpp.buffers import read_buffers
+    from localrun.backends.llamacpp.parameters import parameters
+    from localrun.backends.llamacpp.runner import LlamaCppRunner
+
+    model, context, log = _opened(plan, *parameters(plan.execution))
+    return LlamaCppRunner(model, context, read_buffers(log), plan.execution)
+
+
+def compute_buffers(plan: Plan) -> dict[str, int]:
+    """Bytes by tier that the library's compute buffers would take, by a load that allocates
+    neither weights nor cache.
+
+    Raises:
+        As ``load`` does.
+    """
+    _require(plan)
+    from llama_cpp import llama_cpp as llama
+
+    from localrun.backends.llamacpp.buffers import read_buffers
+    from localrun.backends.llamacpp.parameters import parameters
+
+    model_parameters, context_parameters = parameters(plan.execution)
+    model_parameters.no_alloc = True
+    model_parameters.load_mode = llama.LLAMA_LOAD_MODE_NONE
+    model, context, log = _opened(plan, model_parameters, context_parameters)
+    llama.llama_free(context)
+    llama.llama_model_free(model)
+    return {tier: terms.get("compute", 0) for tier, terms in read_buffers(log).parts.items()}
+
+
+def calibrate() -> Mapping[str, Speed]:
+    """Measured bandwidth of the devices by tier: none yet.
+
+    The C API runs no operation on a device by itself. The CPU that this library computes with is
+    measured through ``localrun/ggml``.
+    """
+    return {}
+
+
+def _require(plan: Plan) -> None:
     for file in plan.files:
         if not Path(file).is_file():
             raise ModelNotFoundError(
@@ -100,18 +150,21 @@ def load(plan: Plan) -> ModelRunner:
     if _version() is None:
         raise BackendMissingError(f"{DISTRIBUTION} is not installed", hint=install_command())
     try:
-        from localrun.backends.llamacpp import library
+        import localrun.backends.llamacpp.library  # noqa: F401  loads the library, or says why not
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         raise BackendMissingError(
             f"{DISTRIBUTION} does not load: {error}", hint=install_command()
         ) from error
+
+
+def _opened(
+    plan: Plan, model_parameters: ctypes.Structure, context_parameters: ctypes.Structure
+) -> tuple[int, int, list[str]]:
+    """A model, a context and what was logged while they were made."""
     from llama_cpp import llama_cpp as llama
 
-    from localrun.backends.llamacpp.buffers import read_buffers
-    from localrun.backends.llamacpp.parameters import parameters
-    from localrun.backends.llamacpp.runner import LlamaCppRunner
+    from localrun.backends.llamacpp import library
 
-    model_parameters, context_parameters = parameters(plan.execution)
     paths = [file.encode() for file in plan.files]
     library.forget_problem()
     with library.logged() as log:
@@ -121,14 +174,29 @@ def load(plan: Plan) -> ModelRunner:
             array = (ctypes.c_char_p * len(paths))(*paths)
             model = llama.llama_model_load_from_splits(array, len(paths), model_parameters)
         if model is None:
-            raise EngineError(f"{plan.files[0]} could not be loaded: {library.problem()}")
+            raise _failure(f"{plan.files[0]} could not be loaded", library.problem(), log)
         context = None
         if llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model)) > 0:
             context = llama.llama_init_from_model(model, context_parameters)
     if context is None:
         llama.llama_model_free(model)
-        raise EngineError(f"{plan.files[0]} could not be run: {library.problem()}")
-    return LlamaCppRunner(model, context, read_buffers(log), plan.execution)
+        raise _failure(f"{plan.files[0]} could not be run", library.problem(), log)
+    return model, context, log
+
+
+def _failure(what: str, problem: str, log: list[str]) -> EngineError:
+    from localrun.backends.llamacpp.buffers import read_buffers, read_refusal
+
+    refusal = read_refusal(log)
+    if refusal is None:
+        return EngineError(f"{what}: {problem}")
+    asked = f"{refusal.bytes / 2**30:.2f} GiB" if refusal.bytes else "the memory it asked for"
+    return OutOfMemoryError(
+        f"{what}: llama.cpp did not get {asked} on {refusal.tier} ({problem})",
+        tier=refusal.tier,
+        needed_bytes=refusal.bytes,
+        held_bytes=read_buffers(log).held.get(refusal.tier, 0),
+    )
 
 
 def _version() -> str | None:

@@ -181,6 +181,7 @@ class LlamaCppRunner:
             memory_bytes=dict(self._buffers.held),
             bytes_read={tier: size * self._steps for tier, size in weights.items()},
             tokens=self._tokens,
+            memory_parts={tier: dict(terms) for tier, terms in self._buffers.parts.items()},
         )
 
     def close(self) -> None:

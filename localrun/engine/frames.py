@@ -35,6 +35,7 @@ _ERROR_FIELDS = {
     "ModelNotFoundError": ("nearest",),
     "HeaderError": ("field", "offset", "problem", "file"),
     "DiskFullError": ("place", "needed_bytes"),
+    "OutOfMemoryError": ("tier", "needed_bytes", "held_bytes"),
 }
 
 

@@ -7,7 +7,7 @@ does what it is told, on the one thread that owns it. ``abort`` alone may come f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NewType, Protocol
 
 if TYPE_CHECKING:
@@ -61,11 +61,16 @@ class Vocabulary:
 
 @dataclass(frozen=True, slots=True)
 class RunnerStats:
-    """Counters since load. Bytes read are weights touched, by tier."""
+    """Counters since load. Bytes read are weights touched, by tier.
+
+    ``memory_parts`` splits ``memory_bytes`` by tier into what the bytes are for: ``weights``,
+    ``kv``, ``compute``, ``output``, ``other``. Empty where a runner cannot say.
+    """
 
     memory_bytes: dict[str, int]
     bytes_read: dict[str, int]
     tokens: int
+    memory_parts: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 class Logits(Protocol):
