@@ -11,12 +11,14 @@ from localrun.models.architecture import Architecture, Caches
 from localrun.models.architectures import family, known
 from localrun.models.cache import growth
 from localrun.models.facts import Facts, facts
-from localrun.models.fields import VOCABULARY_MAX, AbsentError, Fields
+from localrun.models.fields import HEADS_MAX, VOCABULARY_MAX, AbsentError, Fields
 from localrun.models.gguf_config import translated
+from localrun.models.gguf_layout import converted
 from localrun.models.grouping import Entry, entries, groups, merged
 from localrun.models.layout import LayoutTensor
+from localrun.models.mixtures import Model, mixture_name, retyped
 from localrun.models.spec import ModelSpec, Tokenizer
-from localrun.models.storage import storage_of
+from localrun.models.storage import Plain, storage_of
 
 UNKNOWN = "unknown"
 
@@ -72,7 +74,29 @@ def layout_of(config: Mapping[str, object], quant: str | None = None) -> Iterato
 
 
 def _layout(fields: Fields, speaker: Architecture, quant: str | None) -> Iterator[LayoutTensor]:
-    yield from speaker.layout(fields, storage_of(fields))
+    if quant is None:
+        yield from speaker.layout(fields, storage_of(fields))
+        return
+    name = mixture_name(quant)
+    text = fields.values.get("text_config")
+    plain = {key: item for key, item in fields.values.items() if key != "quantization_config"}
+    if isinstance(text, Mapping):
+        plain["text_config"] = {
+            key: item for key, item in text.items() if key != "quantization_config"
+        }
+    bare = Fields(plain, fields.file, fields.names)
+    common = facts(bare)
+    found = converted(speaker.layout(bare, Plain()), bare, common.layers)
+    yield from retyped(found, name, _model(bare, common, found))
+
+
+def _model(fields: Fields, common: Facts, found: list[LayoutTensor]) -> Model:
+    numbers = {name.split(".")[1] for name in (tensor.name for tensor in found) if "blk." in name}
+    # Latent keys and values are one head to every query head.
+    latent = fields.values.get("kv_lora_rank") is not None
+    kv_heads = 1 if latent else fields.integer("num_key_value_heads", most=HEADS_MAX)
+    grouped = common.heads // (kv_heads or max(common.heads, 1))
+    return Model(fields.text("model_type") or "", len(numbers), common.experts, grouped)
 
 
 def _bare(config: Mapping[str, object]) -> tuple[Fields, str, Architecture]:
