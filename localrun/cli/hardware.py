@@ -1,24 +1,115 @@
-"""Knows no probe: ``localrun hardware``, what this machine has."""
+"""Knows no probe: ``localrun hardware``, what a machine has and how fast each part of it is."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
+import typer
+
+from localrun.cli.machines import (
+    AUTO,
+    MachineName,
+    key_here,
+    machine_for,
+    probed,
+    store_of,
+    this_machine,
+)
 from localrun.cli.options import Json
-from localrun.cli.output import emit_json, note, say, size
+from localrun.cli.output import emit_json, note, say, size, table
+from localrun.errors import UsageError
+
+if TYPE_CHECKING:
+    from localrun.config import Settings
+    from localrun.hardware.machine import DiskReads, Machine
+    from localrun.hardware.measurements import Measurements
+
+K = TypeVar("K")
+Calibrate = Annotated[
+    bool, typer.Option("--calibrate", help="Measure this machine and remember it: a minute.")
+]
+List = Annotated[bool, typer.Option("--list", help="The parts that --machine knows by name.")]
 
 
-def hardware(json: Json = False) -> None:
-    """Show what this machine has: CPU, memory, GPUs, disks."""
+def hardware(
+    machine: MachineName = AUTO,
+    calibrate: Calibrate = False,
+    list: List = False,
+    json: Json = False,
+) -> None:
+    """Show what a machine has: its tiers of memory, how large and how fast they are."""
     from localrun.config import settings
-    from localrun.hardware.probe import probe
 
     here = settings()
-    machine = probe([here.data, here.hub_cache])
-    if json:
-        emit_json(asdict(machine))
+    if list:
+        _show_list(json)
         return
+    measured = None
+    if machine.strip().lower() != AUTO:
+        if calibrate:
+            raise UsageError(
+                f"--calibrate measures this machine, not --machine {machine}",
+                hint="leave one of the two out",
+            )
+        shown = machine_for(machine, here)
+    else:
+        shown, measured = _calibrated(here) if calibrate else this_machine(here)
+    if json:
+        emit_json(asdict(shown) | {"measurements": asdict(measured) if measured else None})
+        return
+    _show_parts(shown)
+    _show_tiers(shown)
+    _show_compute(shown, measured)
+    for line in shown.notes:
+        note(f"note: {line}")
+
+
+def _calibrated(here: Settings) -> tuple[Machine, Measurements]:
+    """Measure, remember, and show what was measured also where it cannot be remembered."""
+    from localrun.hardware.calibrate import calibrate
+    from localrun.hardware.measurements import load, save
+    from localrun.hardware.tiers import with_tiers
+
+    machine = probed(here, here.hub_cache)
+    store, key = store_of(here), key_here(machine)
+    done = calibrate(
+        machine,
+        model_place=here.hub_cache,
+        files=_largest_files(here),
+        known=load(store, key).found,
+        say=lambda line: note(f"measuring {line}"),
+    )
+    for line in done.notes:
+        note(f"note: {line}")
+    try:
+        save(store, key, done.found)
+    except OSError as error:
+        note(f"note: {store}: {error.strerror or error}; this is not remembered")
+    return with_tiers(machine, done.found, model_place=here.hub_cache), done.found
+
+
+def _largest_files(here: Settings) -> list[Path]:
+    """Weights on this disk, the largest first."""
+    from localrun.store.library import Library
+
+    stored = [model.files for model in Library(here).list() if model.files is not None]
+    paths = [Path(file.path) for files in stored for file in files.weights if file.path]
+    return sorted((path for path in paths if path.is_file()), key=_bytes, reverse=True)
+
+
+def _bytes(path: Path) -> int:
+    return path.stat().st_size
+
+
+def _show_parts(machine: Machine) -> None:
     cpu, memory = machine.cpu, machine.memory
+    if machine.name != AUTO:
+        say(f"machine {machine.name}")
+        say(f"cpu     {cpu.cores} cores")
+        return
     say(f"system  {machine.system} {machine.architecture}")
     say(f"cpu     {cpu.name}: {cpu.cores} cores, {cpu.logical} logical, {cpu.usable} usable here")
     say(f"memory  {size(memory.total)}, {size(memory.available)} available")
@@ -34,5 +125,99 @@ def hardware(json: Json = False) -> None:
             f"disk    {disk.path}: {size(disk.free)} of {size(disk.total)} free, "
             f"{disk.kind} {disk.device} ({disk.filesystem})"
         )
-    for line in machine.notes:
-        note(f"note: {line}")
+
+
+def _show_tiers(machine: Machine) -> None:
+    say("")
+    rows = [
+        (
+            tier.name,
+            tier.device,
+            size(tier.capacity_bytes),
+            size(tier.usable_bytes),
+            f"{tier.read.value:.4g} GB/s",
+            tier.read.basis,
+            f"{tier.flops.value:.4g} TFLOP/s, {tier.flops.basis}" if tier.flops else "",
+            f"{tier.link.value:.4g} GB/s, {tier.link.basis}" if tier.link else "",
+        )
+        for tier in machine.tiers
+    ]
+    table(("tier", "device", "size", "usable", "read", "basis", "16-bit", "link"), rows)
+    if machine.disk_reads is not None:
+        _show_disk(machine.disk_reads)
+
+
+def _show_disk(reads: DiskReads) -> None:
+    say("")
+    rows = [
+        *(("8 MiB", str(depth), f"{speed.value:.2f} GB/s", speed.basis)
+          for depth, speed in reads.large.items()),
+        *(("4 KiB", str(depth), f"{speed.value:,.0f} a second", speed.basis)
+          for depth, speed in reads.iops.items()),
+    ]  # fmt: skip
+    table(("disk reads", "at once", "speed", "basis"), rows)
+
+
+def _show_compute(machine: Machine, measured: Measurements | None) -> None:
+    if measured is None:
+        return
+    say("")
+    rows = [
+        (
+            str(threads),
+            _of(measured.ram_read, threads, "GB/s"),
+            _of(measured.ram_copy, threads, "GB/s"),
+        )
+        for threads in measured.ram_read
+    ]
+    table(("memory threads", "read", "copy"), rows)
+    if measured.gemv and machine.compute is not None:
+        say("")
+        columns = ("cpu, weights", f"{machine.compute.cores} cores", "1 core", "prompt")
+        kinds = [
+            (
+                name,
+                _of(measured.gemv, name, "GB/s"),
+                _of(measured.core_gemv, name, "GB/s"),
+                _of(measured.prefill, name, "GFLOP/s"),
+            )
+            for name in measured.gemv
+        ]
+        table(columns, kinds)
+
+
+def _of(values: Mapping[K, float], key: K, unit: str) -> str:
+    value = values.get(key)
+    return "" if value is None else f"{value:,.1f} {unit}"
+
+
+def _show_list(json: bool) -> None:
+    from localrun.hardware.machine_file import EXAMPLE
+    from localrun.hardware.parts import parts
+    from localrun.hardware.profiles import EXAMPLES
+
+    known = [*parts().values()]
+    if json:
+        rows: Iterable[dict[str, Any]] = ({"slug": part.slug, **asdict(part)} for part in known)
+        emit_json({"parts": [*rows], "examples": [*EXAMPLES]})
+        return
+    table(
+        ("name", "kind", "memory", "read", "basis", "16-bit"),
+        [
+            (
+                part.slug,
+                part.kind,
+                f"{part.memory_gb:g} GiB" if part.memory_gb else "",
+                f"{part.bandwidth.value:g} GB/s",
+                part.bandwidth.basis,
+                f"{part.flops.value:g} TFLOP/s" if part.flops else "",
+            )
+            for part in known
+        ],
+    )
+    note("machines, such as")
+    for example in EXAMPLES:
+        note(f"  --machine {example}")
+    note("or a file, such as machine.toml:")
+    for line in EXAMPLE.splitlines():
+        note(f"  {line}")

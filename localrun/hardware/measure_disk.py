@@ -28,7 +28,7 @@ from localrun.hardware.measurements import MeasuredDisk
 MIB, GIB = 1 << 20, 1 << 30
 LARGE_BLOCK = 8 * MIB
 SMALL_BLOCK = 4096
-POINT_SECONDS = 2.2
+POINT_SECONDS = 2.0
 # Less would lie within a drive's own cache; of a larger file the rest is not needed.
 SMALLEST_FILE, SCRATCH_BYTES = 1 * GIB, 2 * GIB
 SMALLEST_SCRATCH = 256 * MIB

@@ -74,9 +74,9 @@ class Measurements:
     def compute(self, cores: int) -> Compute:
         return Compute(
             cores,
-            {name: self._speed(value) for name, value in self.gemv.items()},
-            {name: self._speed(value) for name, value in self.core_gemv.items()},
-            {name: self._speed(value) for name, value in self.prefill.items()},
+            gemv={name: self._speed(value) for name, value in self.gemv.items()},
+            core_gemv={name: self._speed(value) for name, value in self.core_gemv.items()},
+            prefill={name: self._speed(value) for name, value in self.prefill.items()},
         )
 
     def disk_reads(self, device: str) -> DiskReads | None:
@@ -114,7 +114,7 @@ class _Document:
 
 
 def key_of(machine: Machine, library: str) -> Key:
-    """``library`` is the build whose kernels were measured, such as ``llama.cpp 0.3.36``."""
+    """``library`` is the build whose kernels are measured (``kernel_build``)."""
     return Key(
         cpu=machine.cpu.name,
         cores=machine.cpu.usable,
@@ -156,19 +156,20 @@ def save(path: Path, key: Key, measurements: Measurements) -> None:
 
 
 def _read(path: Path) -> tuple[_Document, str]:
-    from pydantic import ValidationError
-
     nothing = _Document(VERSION, ())
     try:
         with path.open("rb") as file:
             text = file.read(_LARGEST_FILE + 1)
-        if len(text) > _LARGEST_FILE:
-            return nothing, _note(path, f"more than {_LARGEST_FILE} bytes")
-        document = _adapter().validate_json(text)
     except FileNotFoundError:
         return nothing, ""
     except OSError as error:
         return nothing, _note(path, error.strerror or str(error))
+    if len(text) > _LARGEST_FILE:
+        return nothing, _note(path, f"more than {_LARGEST_FILE} bytes")
+    from pydantic import ValidationError
+
+    try:
+        document = _adapter().validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field_name = ".".join(str(part) for part in first["loc"])

@@ -35,7 +35,7 @@ def with_tiers(machine: Machine, measured: Measurements | None, *, model_place: 
         if pool is None
         else (_unified(machine, pool, chip, notes),)
     )
-    disk = _disk_at(machine.disks, model_place)
+    disk = model_disk(machine.disks, model_place)
     tier, reads = _disk(disk, measured, chip, notes) if disk else (None, None)
     return replace(
         machine,
@@ -116,7 +116,8 @@ def _unified(machine: Machine, pool: Gpu, chip: Part | None, notes: list[str]) -
     )
 
 
-def _disk_at(disks: tuple[Disk, ...], place: Path) -> Disk | None:
+def model_disk(disks: tuple[Disk, ...], place: Path) -> Disk | None:
+    """The probed disk of ``place``, else the first."""
     return next((disk for disk in disks if disk.path == str(place)), next(iter(disks), None))
 
 
