@@ -41,7 +41,7 @@ KINDS: dict[str, Kind] = {
     "draft": Kind("P", "draft", "╱", "#9575cd"),
     "vision": Kind("V", "vision", "╲", "#8da0cb"),
     "other": Kind("X", "other", "┼", "#b0b0b0"),
-    "expert_cache": Kind("e", "expert cache", "▒", "#8fd0f5"),
+    "expert_cache": Kind("e", "cached experts", "▒", "#8fd0f5"),
     "kv": Kind("k", "KV", "╳", "#e8663c"),
     "compute": Kind("c", "compute", "═", "#a0a0a0"),
     "overhead": Kind("o", "overhead", "─", "#808080"),
@@ -51,7 +51,7 @@ _RUNNING = ("expert_cache", "kv", "compute", "overhead")
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """``count`` is how many experts they are, 0 for everything else."""
+    """``count`` is how many experts they are, 0 for everything else or where nothing says."""
 
     kind: Kind
     bytes: int
@@ -89,11 +89,15 @@ def parts_of(budget: Budget, placements: Sequence[Placement]) -> tuple[Part, ...
         if placement.tier == budget.tier and name not in _RUNNING:
             found[name if name in found else "other"] += placement.bytes
             experts += placement.count if name == "experts" else 0
-    found["weights"] += max(0, budget.weights - sum(found.values()))
+    placed = sum(found.values())
+    found["weights"] += max(0, budget.weights - placed)
+    # Experts in a cache are placed too, but the budget counts them apart.
+    found["experts"] -= min(found["experts"], budget.expert_cache, max(0, placed - budget.weights))
     for name in _RUNNING:
         found[name] = getattr(budget, name)
+    counted = "experts" if found["experts"] else "expert_cache"
     return tuple(
-        Part(KINDS[name], count, experts if name == "experts" else 0)
+        Part(KINDS[name], count, experts if name == counted else 0)
         for name, count in found.items()
         if count > 0
     )

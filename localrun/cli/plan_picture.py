@@ -201,37 +201,39 @@ def _named(part: Part) -> str:
     return f"{part.count:,} {part.kind.name}" if part.count else part.kind.name
 
 
-def _terms_of(plan: Plan) -> dict[str, float]:
-    """Milliseconds by tier, then what belongs to none; ``ram experts`` is a term of ``ram``."""
+def _terms_of(plan: Plan) -> dict[str, dict[str, float]]:
+    """Milliseconds by tier, then by what belongs to none: ``ram weights`` is a term of ``ram``."""
     tiers = {*plan.bytes_per_token, *(tier.tier for tier in plan.machine.tiers)}
-    found: dict[str, float] = {}
-    for name, value in plan.prediction.terms_ms.items():
-        owner = next(
-            (tier for tier in tiers if name == tier or name.startswith((f"{tier} ", f"{tier}."))),
-            name,
-        )
-        found[owner] = found.get(owner, 0.0) + value
+    found: dict[str, dict[str, float]] = {}
+    for name, spent in plan.prediction.terms_ms.items():
+        first, _, rest = name.partition(" ")
+        owner, part = (first, rest or first) if first in tiers else (name, name)
+        found.setdefault(owner, {})[part] = spent
     return found
 
 
 def _bill(plan: Plan, sheet: Sheet) -> Iterator[Text]:
     reads, terms = plan.bytes_per_token, _terms_of(plan)
-    names = sorted({*reads, *terms}, key=lambda name: (name not in reads, place(name)))
-    names = [name for name in names if reads.get(name) or terms.get(name)]
+    times = {name: sum(parts.values()) for name, parts in terms.items()}
+    names = [name for name in {**reads, **times} if reads.get(name) or times.get(name)]
     if not names:
         return
+    names.sort(key=lambda name: (place(name) if name in reads else (9, ""), -times.get(name, 0)))
     yield from sheet.heading("one decoded token")
-    room = max(0, sheet.width - _INDENT - _LABEL - 10 - 2 - 12)
-    longest = max(terms.values(), default=0.0)
+    label = max(_LABEL, *(len(name) + 1 for name in names))
+    room = max(0, sheet.width - _INDENT - label - 10 - 2 - 12)
+    longest = max(times.values(), default=0.0)
     for name in names:
-        spent = terms.get(name, 0.0)
-        line = Text(" " * _INDENT)
-        line.append(clean_line(name)[: _LABEL - 1].ljust(_LABEL))
+        spent = times.get(name, 0.0)
+        line = Text(" " * _INDENT + clean_line(name).ljust(label))
         line.append((size(reads[name]) if reads.get(name) else "").rjust(10) + "  ")
         line.append((milliseconds(spent) if spent else "").rjust(10) + "  ", "bold")
-        filled = round(spent / longest * room) if longest else 0
+        filled = max(0, round(spent / longest * room)) if longest > 0 else 0
         line.append(_FULL * filled, "#e69f00" if spent == longest else "#56b4e9")
         yield line
+        if len(terms.get(name, ())) > 1:
+            parts = [f"{part} {milliseconds(time)}" for part, time in terms[name].items()]
+            yield from sheet.facts([" " * 2 * _INDENT + parts[0], *parts[1:]], "dim")
     yield from _engram(plan, sheet)
 
 
@@ -259,11 +261,9 @@ def _prediction(plan: Plan, sheet: Sheet) -> Iterator[Text]:
     yield from _estimate("prefill", found.prefill_tps, "tokens/s", sheet)
     yield from _estimate("first token", found.ttft_s, "s", sheet)
     if found.bound_by:
-        share = ""
-        total = sum(found.terms_ms.values())
-        spent = _terms_of(plan).get(found.bound_by, found.terms_ms.get(found.bound_by, 0.0))
-        if total and spent:
-            share = f", {spent / total:.0%} of the terms of a token"
+        spent = sum(_terms_of(plan).get(found.bound_by, {}).values())
+        total = sum(time for time in found.terms_ms.values() if time > 0)
+        share = f", {spent / total:.0%} of the work on a token" if spent > 0 else ""
         line = Text.assemble(
             " " * _INDENT, "bound by ", (clean_line(found.bound_by), "bold"), share
         )
@@ -304,7 +304,8 @@ def _what_if(plan: Plan, sheet: Sheet) -> Iterator[Text]:
         text.truncate(_INDENT + label - 1, overflow="ellipsis")
         text.pad_right(_INDENT + label - text.cell_len)
         text.append(f"{number(speed)} tokens/s".rjust(15), "bold")
-        text.append((f"{(speed - now) / now:+.0%}" if now > 0 and speed != now else "").rjust(8))
+        gain = f"{(speed - now) / now:+.0%}" if now > 0 else ""
+        text.append(("" if gain in ("+0%", "-0%") else gain).rjust(8))
         room = sheet.width - text.cell_len - 2
         if room >= 8 and best > 0:
             cells = apportion([int(speed * 1000), int((best - speed) * 1000)], room)[0]

@@ -125,9 +125,8 @@ def gib(count: int) -> str:
 
 def number(value: float) -> str:
     """No more digits than an estimate has: ``0.42``, ``9.3``, ``1240``."""
-    if value >= 100:
-        return f"{value:.0f}"
-    return f"{value:.1f}" if value >= 1 else f"{value:.2f}"
+    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 1 else 2
+    return f"{value:.{digits}f}"
 
 
 def band(estimate: Range) -> str:
@@ -137,7 +136,7 @@ def band(estimate: Range) -> str:
 
 def milliseconds(value: float) -> str:
     """A length of time given in milliseconds, in the unit a person would say it in."""
-    if value < 1000:
+    if abs(value) < 1000:
         return f"{number(value)} ms"
     seconds = value / 1000
     return f"{number(seconds)} s" if seconds < _MINUTES else f"{number(seconds / 60)} min"

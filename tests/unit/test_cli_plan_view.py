@@ -126,6 +126,8 @@ def engram() -> Plan:
         placements=(
             *(Placement(name, "vram:0", size, 40) for name, size in vram),
             Placement("experts", "disk", experts, 384 * 40),
+            Placement("experts", "ram", 103_800_000_000, 5521),
+            Placement("experts", "vram:0", 8_500_000_000, 452),
             Placement("engram", "disk", tables, 2),
         ),
         budgets=(
@@ -150,7 +152,15 @@ def engram() -> Plan:
             cold=Range(1.2, 1.5, 1.9),
             steady=Range(2.0, 2.9, 3.7),
             bound_by="disk",
-            terms_ms={"vram:0": 11.4, "ram": 37.1, "disk": 352.0, "sync": 8.0, "engram": 0.4},
+            terms_ms={
+                "vram:0 weights": 9.4,
+                "vram:0 launches": 2.0,
+                "ram weights": 37.1,
+                "handover": 8.0,
+                "n-gram rows": 0.4,
+                "disk": 352.0,
+                "hidden behind computing": -30.5,
+            },
         ),
         warnings=("decode varies with the topic: experts are read from disk on a miss",),
         what_if=(
@@ -268,7 +278,10 @@ def test_the_picture_says_what_the_plan_says(width: int) -> None:
         "of 22.5 GiB (24.0 GiB in all)",
         "15,360 experts 268.9 GiB",
         "Engram 189.1 GiB",
+        "5,521 cached experts 96.7 GiB",
         "disk 2.0 GB 352 ms",
+        "weights 9.4 ms · launches 2.0 ms",
+        "hidden behind computing -30.5 ms",
         "Engram: 48 rows, 12,672 B in 96 reads a token from disk",
         "2048 tokens in, 512 out",
         "decode 2.4 tokens/s 1.6–3.7",
@@ -276,7 +289,7 @@ def test_the_picture_says_what_the_plan_says(width: int) -> None:
         "steady 2.9 tokens/s 2.0–3.7",
         "prefill 160 tokens/s 110–210",
         "first token 12.8 s 9.8–18.6",
-        "bound by disk, 86% of the terms of a token",
+        "bound by disk, 86% of the work on a token",
         "a PCIe 5 SSD 3.6 tokens/s +50%",
         "! decode varies with the topic",
         "FITS It runs from disk at about 2.4 tokens a second;",
@@ -387,6 +400,18 @@ def test_the_parts_of_a_tier_add_up_to_its_budget(plan: Plan) -> None:
         parts = parts_of(budget, plan.placements)
 
         assert sum(part.bytes for part in parts) == budget.total
+
+
+def test_cached_experts_are_counted_once() -> None:
+    budget = Budget("ram", 30, 0, 0, 100, expert_cache=20)
+    placed = [Placement("attention", "ram", 30, 1), Placement("experts", "ram", 20, 4)]
+
+    parts = parts_of(budget, placed)
+
+    assert [(part.kind.name, part.bytes, part.count) for part in parts] == [
+        ("attention", 30, 0),
+        ("cached experts", 20, 4),
+    ]
 
 
 def test_layers_of_one_kind_are_one_part() -> None:
