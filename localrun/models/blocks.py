@@ -42,8 +42,10 @@ class Shape:
         """
         layers = config.needed("num_hidden_layers", most=LAYERS_MAX)
         width = config.needed("hidden_size", most=WIDTH_MAX)
-        heads = config.needed("num_attention_heads", most=HEADS_MAX)
-        kv_heads = config.integer("num_key_value_heads", most=HEADS_MAX) or heads
+        heads = _same(config, "num_attention_heads", layers)
+        if not heads:
+            raise config.absent("num_attention_heads")
+        kv_heads = _same(config, "num_key_value_heads", layers) or heads
         head = config.integer("head_dim", most=WIDTH_MAX) or width // heads
         if not head:
             raise config.error("num_attention_heads", f"{heads} heads in a width of {width}")
@@ -53,6 +55,14 @@ class Shape:
         """Keys and values of ``layers``; of the last ``window`` tokens, 0 for all."""
         kind: CacheKind = "sliding" if window else "full"
         return CacheRows(kind, tuple(layers), 2 * self.kv_heads * self.head, window=window)
+
+
+def _same(config: Fields, key: str, layers: int) -> int:
+    """One number for all layers, whether written once or for each; 0 where it is absent."""
+    found = set(config.per_layer(key, layers, most=HEADS_MAX) or ())
+    if len(found) > 1 or (isinstance(config.values.get(key), tuple | list) and 0 in found):
+        raise config.error(key, "differs by layer, in a family where it does not")
+    return found.pop() if found else 0
 
 
 def caches(shape: Shape, windowed: Sequence[bool], window: int | None) -> Caches:

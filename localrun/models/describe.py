@@ -12,7 +12,7 @@ from localrun.models.architectures import family, known
 from localrun.models.cache import growth
 from localrun.models.facts import Facts, facts
 from localrun.models.fields import HEADS_MAX, VOCABULARY_MAX, AbsentError, Fields
-from localrun.models.gguf_config import translated
+from localrun.models.gguf_config import file_type, translated
 from localrun.models.gguf_layout import converted
 from localrun.models.grouping import Entry, entries, groups, merged
 from localrun.models.layout import LayoutTensor
@@ -150,6 +150,7 @@ def _gguf(header: Header) -> ModelSpec:
         tokenizer=_tokenizer(fields),
         chat_template=fields.text("tokenizer.chat_template"),
         licence=fields.text("general.license"),
+        quantization=file_type(fields),
         known_caches=_caches_if_told(config, architecture),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from localrun.formats.read import read_header
 from localrun.formats.reader import BytesSource
 from localrun.formats.safetensors import read_safetensors
 from localrun.models.describe import describe
-from localrun.models.spec import ModelSpec, Tokenizer
+from localrun.models.spec import CacheRows, ModelSpec, Tokenizer
 from tests.gguf_builder import (
     F32,
     I32,
@@ -34,10 +35,17 @@ def gguf(metadata: dict[str, Any], tensors: Any = ()) -> Header:
     return read_gguf(BytesSource(gguf_bytes(metadata, tensors)), "m.gguf")
 
 
+def renamed(metadata: dict[str, Any], architecture: str) -> dict[str, Any]:
+    """The same file of another architecture."""
+    named = {key.replace("llama.", f"{architecture}.", 1): item for key, item in metadata.items()}
+    return {**named, "general.architecture": architecture}
+
+
 def test_a_llama_is_described() -> None:
     spec = describe(gguf(llama_metadata(), TENSORS))
 
-    assert spec == ModelSpec(
+    assert spec.groups
+    assert replace(spec, groups=()) == ModelSpec(
         architecture="llama",
         name="Tiny",
         parameters=4 * 64 + 2 * 64 + 64,
@@ -50,6 +58,12 @@ def test_a_llama_is_described() -> None:
         tokenizer=Tokenizer("gpt2", "default", 4),
         chat_template="{{ messages[0].content }}",
         licence="apache-2.0",
+        caches=(CacheRows("full", (0, 1), 2 * 32),),
+        width=64,
+        vocabulary=4,
+        heads=4,
+        ffn_width=128,
+        quantization="F32",
     )
 
 
@@ -78,14 +92,30 @@ def test_the_default_model_is_described(smollm2_path: Path) -> None:
             2 * 3 * (8 + 8),
             id="heads_per_layer",
         ),
-        pytest.param({"attention__kv_lora_rank": 512}, 0, id="latent"),
-        pytest.param({"ssm__state_size": 16, "attention__head_count": 0}, 0, id="recurrent"),
-        pytest.param({"attention__compress_ratios": [4, 128]}, 0, id="compressed"),
-        pytest.param({"attention__shared_kv_layers": 1}, 0, id="shared"),
     ],
 )
-def test_the_cache_is_counted_or_said_to_be_unknown(changes: dict[str, Any], expected: int) -> None:
-    assert describe(gguf(llama_metadata(**changes))).kv_bytes_per_token == expected
+def test_the_cache_is_counted_from_heads(changes: dict[str, Any], expected: int) -> None:
+    known = llama_metadata(**changes)
+    unknown = renamed(known, "novel")
+
+    assert describe(gguf(known)).kv_bytes_per_token == expected
+    assert describe(gguf(unknown)).kv_bytes_per_token == expected
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"attention__kv_lora_rank": 512}, id="latent"),
+        pytest.param({"ssm__state_size": 16, "attention__head_count": 0}, id="recurrent"),
+        pytest.param({"attention__compress_ratios": [4, 128]}, id="compressed"),
+        pytest.param({"attention__shared_kv_layers": 1}, id="shared"),
+    ],
+)
+def test_the_cache_of_an_unknown_architecture_may_be_unknown(changes: dict[str, Any]) -> None:
+    spec = describe(gguf(renamed(llama_metadata(**changes), "novel")))
+
+    assert (spec.kv_bytes_per_token, spec.caches, spec.guessed) == (0, (), True)
+    assert "the cache is not known" in spec.notes[0]
 
 
 def test_every_head_has_its_own_cache_where_the_file_names_no_groups() -> None:
@@ -196,14 +226,16 @@ def safetensors_header() -> Header:
         pytest.param({"head_dim": None}, 2 * 28 * 8 * 128, id="head_size_from_the_width"),
         pytest.param({"num_key_value_heads": None}, 2 * 28 * 16 * 256, id="no_groups"),
         pytest.param({"num_key_value_heads": [1] * 28}, 2 * 28 * 256, id="per_layer"),
-        pytest.param({"kv_lora_rank": 512}, 0, id="latent"),
-        pytest.param({"full_attention_interval": 4}, 0, id="linear_attention"),
+        pytest.param({"model_type": "novel", "kv_lora_rank": 512}, 0, id="latent"),
+        pytest.param(
+            {"model_type": "novel", "full_attention_interval": 4}, 0, id="linear_attention"
+        ),
     ],
 )
 def test_a_config_gives_the_geometry_of_safetensors(changes: dict[str, Any], expected: int) -> None:
     spec = describe(safetensors_header(), {**CONFIG, **changes})
 
-    assert (spec.architecture, spec.layers, spec.n_ctx_train) == ("qwen3", 28, 40960)
+    assert (spec.layers, spec.n_ctx_train) == (28, 40960)
     assert (spec.parameters, spec.tensor_bytes) == (64, 128)
     assert spec.kv_bytes_per_token == expected
 
