@@ -81,7 +81,7 @@ def no_direct(path: Path, reason: str) -> LocalrunError:
 
 def _open(path: Path) -> int:
     direct = getattr(os, "O_DIRECT", 0)
-    if not direct and sys.platform != "darwin":
+    if not hasattr(os, "preadv") or not (direct or sys.platform == "darwin"):
         raise no_direct(path, "this system has no direct reads")
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | direct)
