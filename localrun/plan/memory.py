@@ -37,26 +37,43 @@ _HEAD_ROWS: Final = 2
 _LATENT: Final = 2.55
 
 
+# What the library holds beside its buffers: strings and merges of a vocabulary's entry, nodes of
+# three graphs a layer, and what it starts with.
+_ENTRY, _LAYER, _START = 320, 40_000, 500_000
+# Where a token's row of an expert goes (struct mmid_row_mapping).
+_ROUTE: Final = 8
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Bytes on one tier. ``mapped`` is what a mapped file takes beyond the weights that are used
-    from it: pages that the system drops when memory is short, which llama.cpp's log counts too."""
+    """Bytes on one tier.
+
+    ``mapped`` is what a mapped file takes beyond the weights that are used from it: pages that the
+    system drops when memory is short. ``scratch`` is what no line of llama.cpp's log names: inputs
+    of matrix products in the kernels' own types, the vocabulary, graphs.
+    """
 
     weights: int = 0
     kv: int = 0
     compute: int = 0
     output: int = 0
+    scratch: int = 0
     mapped: int = 0
 
     @property
     def needed(self) -> int:
         """What must stay in memory."""
-        return self.weights + self.kv + self.compute + self.output
+        return self.weights + self.kv + self.compute + self.output + self.scratch
 
     @property
     def total(self) -> int:
-        """What the sizes in llama.cpp's load log add up to."""
+        """What the process is seen to take."""
         return self.needed + self.mapped
+
+    @property
+    def logged(self) -> int:
+        """What the sizes in llama.cpp's load log add up to."""
+        return self.total - self.scratch
 
 
 def llamacpp_memory(
@@ -83,6 +100,7 @@ def llamacpp_memory(
             kv=kv.get(tier, 0),
             compute=compute.get(tier, 0),
             output=output_bytes(spec, execution) if tier == "ram" else 0,
+            scratch=scratch_bytes(spec, execution.ubatch) if tier == "ram" else 0,
             mapped=held.mapped if tier == "ram" and execution.mmap else 0,
         )
         for tier in tiers
@@ -102,6 +120,20 @@ def output_bytes(spec: ModelSpec, execution: Execution) -> int:
 
 def vocabulary(spec: ModelSpec) -> int:
     return spec.vocabulary or (spec.tokenizer.vocabulary if spec.tokenizer else 0)
+
+
+def scratch_bytes(spec: ModelSpec, ubatch: int) -> int:
+    """Of RAM, wherever the weights are: what llama.cpp's log leaves out."""
+    width = max(spec.width, 1)
+    inputs = routes = 0.0
+    for group in spec.groups:
+        if group.layer >= 0:
+            # The product of gate and up is a third of the block, queries about half.
+            inputs = max(inputs, group.active_parameters / width / 3)
+        if group.kind == "experts" and group.experts:
+            routes = max(routes, group.experts.count * group.experts.used * _ROUTE)
+    kept = vocabulary(spec) * _ENTRY + spec.layers * _LAYER + _START
+    return kept + int(ubatch * (max(inputs, width) * _HALF + routes))
 
 
 def device_compute_bytes(
