@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, get_args
 
@@ -16,6 +16,7 @@ _ORDER: Final = {kind: place for place, kind in enumerate(get_args(GroupKind))}
 _BESIDE = (
     ".scale",
     ".scales",
+    ".biases",
     ".weight_scale",
     ".weight_scale_2",
     ".weight_scale_inv",
@@ -121,7 +122,7 @@ def groups(
     eight to a word of packed integers, and no scales.
     """
     found = list(found)
-    beside = {entry.name: entry for entry in found if entry.name.endswith(_BESIDE)}
+    beside = scales(found)
     sums: dict[tuple[GroupKind, int], _Sum] = {}
     for entry in found:
         kind, layer, expert = classify(entry.name, layers)
@@ -139,8 +140,13 @@ def groups(
     )
 
 
-def parameters_of(entry: Entry, beside: dict[str, Entry]) -> int:
-    """How many numbers of the model ``entry`` holds; ``beside`` are the scales, by name."""
+def scales(found: Iterable[Entry]) -> dict[str, Entry]:
+    """What stands beside quantized matrices, by name."""
+    return {entry.name: entry for entry in found if entry.name.endswith(_BESIDE)}
+
+
+def parameters_of(entry: Entry, beside: Mapping[str, Entry]) -> int:
+    """How many numbers of the model ``entry`` holds; ``beside`` are the scales of all."""
     if entry.name in beside:
         return 0
     name, kind = entry.name, entry.type
@@ -154,11 +160,15 @@ def parameters_of(entry: Entry, beside: dict[str, Entry]) -> int:
             return 8 * entry.elements
         scale = beside.get(stem + "scale") if kind == "I8" else None
         scale = beside.get(stem + "weight_scale") if kind == "U8" else scale
-        # A scale for 32 numbers or fewer, in the place of 16 bytes: two numbers to a byte.
-        if scale and scale.shape and entry.shape and entry.shape[-1] <= 16 * scale.shape[-1]:
+        if scale and scale.shape and entry.shape and _nibbles(entry.shape[-1], scale.shape[-1]):
             return 2 * entry.elements
     # Other integers are indices: a routing table is looked up, not learned.
     return 0 if kind in _INDICES else entry.elements
+
+
+def _nibbles(stored: int, groups: int) -> bool:
+    """A scale for 32 numbers, or for 16, stands in the place of 16 bytes, or of 8."""
+    return groups in {-(-stored // 16), -(-stored // 8)}
 
 
 def _unnumbered(name: str) -> str:

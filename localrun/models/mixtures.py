@@ -135,12 +135,12 @@ class Model:
 
 
 def retyped(
-    tensors: Iterable[LayoutTensor], quant: str, model: Model, *, weighted: bool = False
+    tensors: Iterable[LayoutTensor], quant: str, model: Model, *, weighted: bool | None = None
 ) -> Iterator[LayoutTensor]:
     """``tensors`` of a GGUF file in floats with the types that the mixture ``quant`` gives them.
 
-    They are visited by layer and name, as the rules count. ``weighted`` says that an importance
-    matrix is at hand; the smallest mixtures always have one.
+    They are visited by layer and name, as the rules count. ``weighted`` says whether an importance
+    matrix is at hand; None where the smallest mixtures have one and others have not.
 
     Raises:
         UsageError: no such mixture.
@@ -150,7 +150,7 @@ def retyped(
     chooser = _Chooser(
         name,
         model,
-        weighted or name in _WEIGHTED,
+        name in _WEIGHTED if weighted is None else weighted,
         tied=all(tensor.name != "output.weight" for tensor in found),
         values=sum(_category(tensor.name) in _VALUES for tensor in found),
     )

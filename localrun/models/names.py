@@ -34,7 +34,7 @@ _LAYER: Final[tuple[tuple[GroupKind, re.Pattern[str]], ...]] = (
     (
         "router",
         re.compile(
-            r"(?:mlp|ffn|moe|feed_forward)\.gate\.|router|ffn_gate_inp|exp_probs_b|tid2eid"
+            r"(?:mlp|ffn|moe|feed_forward)\.gate\.|router|ffn_gate_inp|exp_probs_b|tid#eid"
             r"|e_score_correction_bias"
         ),
     ),
@@ -43,7 +43,7 @@ _LAYER: Final[tuple[tuple[GroupKind, re.Pattern[str]], ...]] = (
 )
 _ROOT: Final[tuple[tuple[GroupKind, re.Pattern[str]], ...]] = (
     ("hyper_connections", re.compile(r"(?:^|[._])hc_|hyper_connection")),
-    ("head", re.compile(r"lm_head|norm|(?:^|\.)head\.|^output[._]")),
+    ("head", re.compile(r"lm_head|norm|(?:^|\.)(?:head\.|output[._])")),
     ("embedding", re.compile(r"embed_tokens|(?:^|\.)embed\.|token_embd\.|wte|word_embeddings")),
 )
 

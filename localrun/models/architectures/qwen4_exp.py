@@ -15,14 +15,15 @@ from localrun.models import blocks, towers
 from localrun.models.architecture import Caches, Storage
 from localrun.models.architectures.qwen3_next import draft, experts
 from localrun.models.delta import DeltaNet, linear_layers
-from localrun.models.fields import HEADS_MAX, LAYERS_MAX, VOCABULARY_MAX, WIDTH_MAX, Fields
+from localrun.models.fields import HEADS_MAX, LAYERS_MAX, WIDTH_MAX, Fields
 from localrun.models.layout import LayoutTensor
 from localrun.models.spec import CacheRows
 
 _I64 = SAFETENSORS_TYPES["I64"]
 _NGRAM_MAX = 16
-_HASHES_MAX = 1024
+_HASHES_MAX = 256
 _ROWS_MAX = 2**31 - 1
+_PARTS_MAX = 65_536
 _STREAMS_MAX = 64
 _STATE_BYTES = 4
 _TOKEN_BYTES = 8
@@ -66,7 +67,7 @@ class Table:
             rows_read=hashes,
             base=config.integer("ngram_vocab_size_base", least=2, most=_ROWS_MAX) or 20_000_000,
             divisor=config.integer("make_ngram_vocab_size_divisible_by", most=_ROWS_MAX) or 128,
-            parts=config.integer("split_ngram_parts", most=VOCABULARY_MAX) or 512,
+            parts=config.integer("split_ngram_parts", most=_PARTS_MAX) or 512,
             kernel=config.integer("ple_conv_kernel_size", most=1024) or 4,
         )
 
