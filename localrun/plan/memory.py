@@ -25,9 +25,8 @@ _CELLS: Final = 256
 _FLOAT, _HALF = 4, 2
 # Of one token: its id, its position, where its key and value go, its row of the output.
 _INPUTS: Final = 4 + 4 + 8 + 8 + 4
-# Rows of the model's width beside a block's own tensors. In attention the residual and the
-# normalized input, once in use and once as what the allocator cannot fill; one more in
-# feed-forward, for the sum after attention; another beside experts, whose outputs are summed apart.
+# Rows of the model's width beside a block's own tensors: the residual, the block's sum with it and
+# a normalized copy.
 _ROWS: Final = 3
 # Beside the logits: the last layer's output and its normalized copy; a third where attention is
 # more than one operation (no flash attention, or a cache whose rows are rotated).
@@ -37,9 +36,9 @@ _HEAD_ROWS: Final = 2
 _LATENT: Final = 2.55
 
 
-# What the library holds beside its buffers: strings and merges of a vocabulary's entry, nodes of
-# three graphs a layer, and what it starts with.
-_ENTRY, _LAYER, _START = 320, 40_000, 500_000
+# What a process holds beside the buffers: strings of a vocabulary's entry, and its merges where
+# there are some; nodes of three graphs, a layer; what the library starts with.
+_ENTRY, _MERGED_ENTRY, _LAYER, _START = 220, 360, 40_000, 500_000
 # Where a token's row of an expert goes (struct mmid_row_mapping).
 _ROUTE: Final = 8
 
@@ -132,7 +131,9 @@ def scratch_bytes(spec: ModelSpec, ubatch: int) -> int:
             inputs = max(inputs, group.active_parameters / width / 3)
         if group.kind == "experts" and group.experts:
             routes = max(routes, group.experts.count * group.experts.used * _ROUTE)
-    kept = vocabulary(spec) * _ENTRY + spec.layers * _LAYER + _START
+    merged = spec.tokenizer is not None and spec.tokenizer.model == "gpt2"
+    entry = _MERGED_ENTRY if merged else _ENTRY
+    kept = vocabulary(spec) * entry + spec.layers * _LAYER + _START
     return kept + int(ubatch * (max(inputs, width) * _HALF + routes))
 
 
@@ -211,22 +212,20 @@ class _Block:
             self.used = group.experts.used if group.experts else 1
 
     def floats(self, width: int, heads: int, scores: int) -> float:
-        return max(
-            self._attention(heads, scores) + _ROWS * width,
-            self.dense + (_ROWS + 1) * width,
-            self._experts(width) + (_ROWS + 2) * width if self.routed else 0,
-            # Experts are done by then, but for their sum.
-            self.shared + (_ROWS + 3) * width if self.shared else 0,
-        )
+        made = max(0.0, self.attention - self.cached) / 2
+        output = heads * self.cached if self.latent else made
+        fed = max(self.dense, self._experts(width), self.shared + 2 * width)
+        # Where attention's output lay is a hole that feed-forward's three tensors must fit to use.
+        hole = output if fed > 3 * output else width
+        return max(self._attention(output, scores), fed + hole, width) + _ROWS * width
 
-    def _attention(self, heads: int, scores: int) -> float:
+    def _attention(self, output: float, scores: int) -> float:
         if self.latent:
-            return _LATENT * heads * self.cached + scores
+            return _LATENT * output + scores
         if scores:
             return self.attention + scores
         # Flash attention begins when keys and values are in the cache, and reuses their place.
-        queries = max(0.0, self.attention - self.cached) / 2
-        return max(2 * queries, queries + 1.5 * self.cached)
+        return max(2 * output, output + 1.5 * self.cached)
 
     def _experts(self, width: int) -> float:
         """Gate, up and their product; the outputs fit where gate and up were, or come on top."""

@@ -16,10 +16,12 @@ from localrun.plan.plan import Execution
 
 # Types that the CPU's kernels read in another order, by the CPU's flag: a tensor of one is copied
 # at load (ggml/src/ggml-cpu/repack.cpp, ggml_repack_get_optimal_repack_type).
+_REPACKED_ARM: Final = ("Q4_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "MXFP4", "Q8_0")
 _REPACKED: Final = {
     "avx2": ("Q4_0", "Q4_K", "IQ4_NL", "MXFP4"),
     "avx512f": ("Q2_K",),
-    "asimddp": ("Q4_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "MXFP4", "Q8_0"),
+    "asimddp": _REPACKED_ARM,
+    "dotprod": _REPACKED_ARM,
 }
 _REPACKED_ROWS: Final = 8
 # Rows of these are looked up, so they stay as the file has them; the loader ignores these groups.
