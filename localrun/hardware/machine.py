@@ -42,7 +42,7 @@ class Tier:
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """What the CPU does. ``cores`` are physical.
+    """What the CPU does. ``cores`` are physical, over all ``sockets``.
 
     ``gemv`` is GB/s of weights that a matrix-vector product streams with all cores, by tensor
     type; ``core_gemv`` the same of one core; ``prefill`` is GFLOP/s of a large matrix product, by
@@ -50,6 +50,7 @@ class Compute:
     """
 
     cores: int
+    sockets: int = 1
     gemv: Mapping[str, Speed] = field(default_factory=dict)
     core_gemv: Mapping[str, Speed] = field(default_factory=dict)
     prefill: Mapping[str, Speed] = field(default_factory=dict)

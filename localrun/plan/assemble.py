@@ -1,0 +1,252 @@
+"""Knows no search: from the solution found to the Plan that is printed and executed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from localrun.hardware.machine import Machine
+from localrun.models.spec import ModelSpec
+from localrun.plan import work
+from localrun.plan.constants import Constants
+from localrun.plan.estimate import estimate
+from localrun.plan.hits import TYPICAL_SKEW
+from localrun.plan.placement import Assignment, Load
+from localrun.plan.plan import (
+    Budget,
+    EngramUse,
+    Execution,
+    Parameters,
+    Placement,
+    Plan,
+    PlannedMachine,
+    PlannedModel,
+    PlannedTier,
+    PlanRequest,
+    Shares,
+)
+from localrun.plan.rooms import Rooms
+from localrun.plan.search import Solution, Source
+from localrun.plan.verdict import verdict
+from localrun.plan.warn import warnings
+from localrun.plan.whatif import what_if
+
+_ORDER = (
+    "attention",
+    "indexer",
+    "hyper_connections",
+    "router",
+    "dense_ffn",
+    "shared_experts",
+    "other",
+)
+
+
+def assemble(
+    found: Solution,
+    spec: ModelSpec,
+    machine: Machine,
+    request: PlanRequest,
+    source: Source,
+    fit: Constants,
+    *,
+    explore: bool = True,
+) -> Plan:
+    """The document. ``explore`` is false where nobody asks what another machine would do."""
+    made = found.assignment
+    budgets = tuple(load.budget() for load in made.loads) + _disk_budget(made)
+    prediction = estimate(found, request, fit)
+    token = work.token(made, TYPICAL_SKEW)
+    return Plan(
+        model=planned_model(spec, source),
+        backend=found.candidate.backend,
+        backend_reason=found.candidate.reason,
+        execution=execution(found, spec, machine, request),
+        machine=planned_machine(machine, found.rooms),
+        request=request,
+        fits=True,
+        verdict=verdict(found, prediction, machine),
+        placements=placements(made),
+        budgets=budgets,
+        bytes_per_token=_bytes_per_token(token, made),
+        engram=_engram(token, made),
+        prediction=prediction,
+        warnings=warnings(found, spec, machine, request, source, fit, prediction),
+        what_if=what_if(found, spec, machine, request, source, fit) if explore else (),
+    )
+
+
+def planned_model(spec: ModelSpec, source: Source) -> PlannedModel:
+    tables = sum(group.parameters for group in spec.of("engram"))
+    experts = sum(group.parameters for group in spec.of("experts"))
+    total = max(1, spec.parameters)
+    return PlannedModel(
+        ref=source.ref,
+        architecture=spec.architecture,
+        format=source.format,
+        total_bytes=spec.tensor_bytes,
+        tensors=spec.tensors,
+        layers=spec.layers,
+        quantization=spec.quantization,
+        parameters=Parameters(spec.parameters, spec.active_parameters, tables),
+        shares=Shares(
+            round(tables / total, 6),
+            round(experts / total, 6),
+            round((total - tables - experts) / total, 6),
+        ),
+        files=source.files,
+        header_bytes_read=source.header_bytes_read,
+    )
+
+
+def planned_machine(machine: Machine, rooms: Rooms) -> PlannedMachine:
+    seen = {room.name: room.tier for room in rooms.cards}
+    seen |= {tier.name: tier for tier in machine.tiers if tier.name not in seen}
+    compute: dict[str, float | str] = {"cores": machine.cpu.cores, "cpu": machine.cpu.name}
+    for tier in seen.values():
+        if tier.flops is not None:
+            compute[f"{tier.name} tflops"] = tier.flops.value
+            compute[f"{tier.name} tflops basis"] = tier.flops.basis
+        if tier.link is not None:
+            compute[f"{tier.name} link gbps"] = round(tier.link.value, 2)
+            compute[f"{tier.name} link basis"] = tier.link.basis
+    return PlannedMachine(
+        machine.name,
+        tuple(
+            PlannedTier(
+                tier.name,
+                tier.capacity_bytes,
+                tier.usable_bytes,
+                round(tier.read.value, 3),
+                tier.read.basis,
+                tier.device,
+            )
+            for tier in seen.values()
+        ),
+        compute,
+    )
+
+
+def execution(
+    found: Solution, spec: ModelSpec, machine: Machine, request: PlanRequest
+) -> Execution:
+    """What a runner is told."""
+    made, choice = found.assignment, found.assignment.choice
+    threads = request.threads or max(1, min(machine.cpu.usable, machine.cpu.cores))
+    split = [float(len(load.layers)) for load in made.cards] if len(made.cards) > 1 else []
+    if split:
+        split[-1] += 1  # the head
+    return Execution(
+        n_ctx=choice.n_ctx,
+        ubatch=choice.ubatch,
+        kv_type=choice.kv_type,
+        threads=threads,
+        threads_max=threads,
+        mmap=maps_files(found, spec),
+        gpu_layers=choice.card_layers,
+        parallel=request.parallel,
+        kv_on_device=choice.kv_on_cards,
+        tensor_split=tuple(split),
+        tensor_overrides=_overrides(made),
+        slots_per_layer=made.host_slots + made.card_slots if made.slotted else 0,
+        engram=choice.tables,
+    )
+
+
+def maps_files(found: Solution, spec: ModelSpec) -> bool:
+    """Whether files are mapped: not where what goes to cards would push the rest out of memory."""
+    made = found.assignment
+    if made.host is None or not made.cards:
+        return True
+    return spec.tensor_bytes <= made.host.room.limit
+
+
+def _overrides(made: Assignment) -> tuple[tuple[str, str], ...]:
+    """Experts of layers on cards that stay with the host, in GGUF's tensor names."""
+    if made.host is None or not made.cards:
+        return ()
+    computed = {layer.index for load in made.cards for layer in load.layers}
+    apart = [str(layer.index) for layer in made.host.experts if layer.index in computed]
+    if not apart:
+        return ()
+    return ((rf"blk\.({'|'.join(apart)})\.ffn_(gate|up|down|gate_up)_exps", "ram"),)
+
+
+def placements(made: Assignment) -> tuple[Placement, ...]:
+    """Every byte of the model, by group and tier."""
+    found: list[Placement] = []
+    for load in made.loads:
+        found.extend(_dense(load, made))
+        if load.routed:
+            count = sum(layer.experts.count for layer in load.experts if layer.experts)
+            found.append(Placement("experts", load.room.name, load.routed, count))
+        if load.cache:
+            slots = made.host_slots if load is made.host else made.card_slots
+            mine = made.slotted
+            if load is not made.host:
+                mine = [layer for layer in made.slotted if layer in load.layers]
+            found.append(Placement("experts", load.room.name, load.cache, slots * len(mine)))
+    found.extend(_on_disk(made))
+    return tuple(item for item in found if item.bytes)
+
+
+def _dense(load: Load, made: Assignment) -> list[Placement]:
+    tier, spec = load.room.name, made.stack.spec
+    mine = {layer.index for layer in load.layers}
+    last = len(made.stack.layers) - 1
+    found = []
+    for kind in _ORDER:
+        groups = [
+            group
+            for group in spec.groups
+            if group.kind == kind and (group.layer if 0 <= group.layer <= last else last) in mine
+        ]
+        size = sum(group.bytes for group in groups)
+        found.append(Placement(kind, tier, size, len({group.layer for group in groups})))
+    found.append(Placement("head", tier, load.head.bytes, 1))
+    found.append(Placement("embedding", tier, load.embedding, 1))
+    if load.extras:
+        for kind, held in (("draft", made.stack.draft), ("vision", made.stack.vision)):
+            found.append(Placement(kind, tier, held.bytes, 1))
+    found.append(Placement("engram", tier, load.tables, len(made.stack.tables)))
+    return found
+
+
+def _on_disk(made: Assignment) -> list[Placement]:
+    if made.disk is None:
+        return []
+    tier, found = made.disk.name, []
+    if made.streams:
+        away = made.experts - made.card_slots - made.host_slots
+        each = sum(layer.experts.bytes for layer in made.slotted if layer.experts)
+        found.append(Placement("experts", tier, away * each, away * len(made.slotted)))
+    found.append(Placement("engram", tier, made.disk_tables, len(made.stack.tables)))
+    return found
+
+
+def _disk_budget(made: Assignment) -> tuple[Budget, ...]:
+    held = sum(item.bytes for item in _on_disk(made))
+    if made.disk is None or not held:
+        return ()
+    return (Budget(made.disk.name, held, 0, 0, made.disk.limit),)
+
+
+def _bytes_per_token(token: work.Token, made: Assignment) -> dict[str, int]:
+    read: dict[str, int] = {}
+    shares: Sequence[work.Share] = (*token.cards, *((token.host,) if token.host else ()))
+    for share in shares:
+        read[share.tier] = round(share.weights.read + share.kv)
+    disk = round(token.missed) + (token.row_bytes if token.on_disk else 0)
+    if not token.on_disk and token.rows:
+        base = made.host or made.cards[0]
+        read[base.room.name] = read.get(base.room.name, 0) + token.row_bytes
+    if disk and made.disk is not None:
+        read[made.disk.name] = disk
+    return read
+
+
+def _engram(token: work.Token, made: Assignment) -> EngramUse:
+    if not token.rows:
+        return EngramUse()
+    base = made.host or made.cards[0]
+    tier = made.disk.name if token.on_disk and made.disk else base.room.name
+    return EngramUse(tier, token.rows, token.row_bytes, token.reads)

@@ -1,0 +1,102 @@
+"""Knows no model and no machine: every number of the cost model that is not a part's own figure.
+
+``FITTED`` are the twelve that were fitted to published runs; ``python bench/planner_accuracy.py
+--runs FILE --fit`` fits them again and prints the error of each source with the others' fit. The
+rest are quoted, each with its source.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Constants:
+    """Shares are of the part's theoretical figure; times in milliseconds.
+
+    ``gpu_wide``, ``gpu_packed``: of a GPU's bandwidth, for 16-bit and for narrower weights.
+    ``unified``: of a unified memory's bandwidth. ``unpack``: ALU operations a narrow weight costs
+    on a GPU without matrix units to spare (unified memory). ``gpu_block``, ``unified_block``: the
+    launches of one block of a layer, such as its attention or its experts. ``handover``: one change between GPU and CPU inside a layer, and back.
+    ``ram``: of the bandwidth that streaming reads reach, for matrix-vector products of the CPU.
+    ``core``: GB/s that one core computes at most. ``portable``: the same share for CPU code without
+    tuned kernels. ``gpu_mfu``, ``unified_mfu``: of the arithmetic peak, in long prompts.
+    """
+
+    gpu_wide: float
+    gpu_packed: float
+    unified: float
+    unpack: float
+    gpu_block: float
+    unified_block: float
+    handover: float
+    ram: float
+    core: float
+    portable: float
+    gpu_mfu: float
+    unified_mfu: float
+
+
+FITTED = Constants(
+    gpu_wide=0.853,
+    gpu_packed=0.831,
+    unified=0.803,
+    unpack=10.4,
+    gpu_block=0.02,
+    unified_block=0.05,
+    handover=0.205,
+    ram=0.719,
+    core=15.2,
+    portable=0.189,
+    gpu_mfu=0.798,
+    unified_mfu=0.574,
+)
+
+# Of theoretical DRAM bandwidth, what streaming reads reach: measured 146 of 205, 113 of 171, 225 to
+# 250 of 307 GB/s (ikawrakow/ik_llama.cpp pull 370).
+STREAM_SHARE = 0.70
+# Of a disk's direct large-block figure, what a run sustains (planner.md 2.2: 0.85, hot 0.67).
+DISK_SUSTAINED = 0.85
+# Latency of one expert read, in milliseconds a GB/s-bound transfer does not explain.
+EXPERT_READ_MS = 0.1
+# Rows of a matrix product at which half of the arithmetic units' time is used: the tiles of
+# quantized kernels have 32 to 64.
+FULL_TILE = 32
+# GFLOP/s of one core in large matrix products of quantized weights: 8-bit products of AVX2 and of
+# AVX-512 VNNI lie between 70 and 250; a tenth or less without tuned kernels.
+CORE_GFLOPS = 180.0
+PORTABLE_GFLOPS = 12.0
+# A page fault of a mapped table waits for one read at a time (FlashML-org/FreeToken issue 444).
+FAULT_MS = 0.08
+# Threads that gather rows of a mapped table for a prompt, each waiting for its page.
+FAULT_DEPTH = 8
+# Reads in flight of an engine that reads rows inside the step, by a pool of threads.
+INSIDE_DEPTH = 16
+# One row of a table in RAM: a cache miss or two (planner.md 2.6).
+RAM_ROW_MS = 0.0001
+# Time that sampling and the loop around a step take.
+STEP_MS = 0.1
+# One hop of activations between cards of a layer split (planner.md 2.9).
+HOP_MS = 0.02
+# Two all-reduces a layer between cards without a switch (planner.md 2.9).
+REDUCE_MS = 0.06
+
+# A CUDA context (planner.md 2.10: 300 to 600 MiB) and what allocators lose to fragments.
+DEVICE_CONTEXT = 450 * MIB
+FRAGMENTS = 0.02
+# Pinned staging of an engine that reads experts ahead.
+STAGING = 256 * MIB
+
+# How far published runs of each class were from the prediction: nine in ten of the comparable ones
+# lie within (bench/planner_accuracy.py prints them).
+BANDS = {
+    "all-gpu": 0.25,
+    "unified": 0.30,
+    "hybrid": 0.35,
+    "cpu": 0.35,
+    "streaming": 0.60,
+    "engram": 0.60,
+}

@@ -1,0 +1,139 @@
+"""Knows no model and no machine: what engines do differently, one row an engine.
+
+Everything else in a prediction is the same for all of them. The rows above the line are the
+backends of this project, whose plans are executed; the others exist to compare predictions with
+what their users published (bench/planner_accuracy.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from localrun.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """How an engine places, reads and computes.
+
+    ``overlap`` is the share of disk reads that hide behind computing, 0 (they add up) to 1 (the
+    longer of the two counts). ``experts``: where experts can be put apart, by whole layers or by
+    single experts in ``slots``. ``streams``: whether weights beyond memory are read from disk, by
+    explicit reads or through the page cache. ``tables``: when rows of n-gram tables are read, ahead
+    of need, inside the step or by page faults. ``prefill_layers`` is true where a prompt passes
+    only the layers that the model's authors say it needs. ``uploads`` is true where a long prompt's
+    host weights are computed on the GPU. ``kernels`` is ``portable`` for CPU code without tuned
+    block-quantized kernels. ``numa`` gives each socket weights of its own. ``native_kv`` keeps rows
+    in the release's own format. ``parallel_cards`` splits each layer over all cards.
+    """
+
+    name: str
+    experts: Literal["layers", "slots"]
+    streams: Literal["no", "direct", "pages"]
+    tables: Literal["ahead", "inside", "faults"]
+    overlap: float = 0.0
+    prefill_layers: bool = False
+    uploads: bool = True
+    kernels: Literal["tuned", "portable"] = "tuned"
+    numa: bool = False
+    native_kv: bool = False
+    parallel_cards: bool = False
+    source: str = ""
+
+
+_ENGINES = (
+    Engine("llama.cpp", "layers", "no", "faults", source="backends/llamacpp; docs/backend of it"),
+    Engine(
+        "torch",
+        "slots",
+        "direct",
+        "ahead",
+        # planner.md 2.1: asynchronous readers gained 1.6 of a possible 1.81.
+        overlap=0.8,
+        prefill_layers=True,
+        native_kv=True,
+        source="the backend of DeepSeek checkpoints",
+    ),
+    Engine("mlx", "layers", "no", "inside", source="backends/mlx"),
+    # ---------------------------------------------------------------------------------------------
+    Engine("ollama", "layers", "no", "faults", source="runs llama.cpp"),
+    Engine("ik_llama.cpp", "layers", "no", "faults", source="a fork of llama.cpp"),
+    Engine(
+        "ktransformers",
+        "slots",
+        "no",
+        "inside",
+        uploads=False,
+        numa=True,
+        source="github.com/kvcache-ai/ktransformers: weights copied per socket, experts on the CPU",
+    ),
+    Engine(
+        "freetoken",
+        "slots",
+        "direct",
+        "inside",
+        overlap=0.8,
+        source="github.com/FlashML-org/FreeToken: CPU and upload arms finish together",
+    ),
+    Engine(
+        "ds4",
+        "slots",
+        "direct",
+        "inside",
+        native_kv=True,
+        source="github.com/antirez/ds4 docs/SSD_STREAMING.md",
+    ),
+    Engine(
+        "colibri",
+        "slots",
+        "direct",
+        "inside",
+        uploads=False,
+        kernels="portable",
+        native_kv=True,
+        source="github.com/JustVugg/colibri: plain C on the CPU, reads inside the step",
+    ),
+    Engine(
+        "flash-moe",
+        "slots",
+        "pages",
+        "inside",
+        source="github.com/danveloper/flash-moe: experts through the page cache, no overlap",
+    ),
+    Engine(
+        "warp",
+        "slots",
+        "direct",
+        "inside",
+        overlap=0.8,
+        kernels="portable",
+        source="github.com/sqliteai/warp docs/LEARNED.md: overlap 1.6 of 1.81",
+    ),
+    Engine(
+        "atlas",
+        "slots",
+        "direct",
+        "inside",
+        source="github.com/Avarok-Cybersecurity/atlas pull 1148: a miss waits for its read",
+    ),
+    Engine(
+        "vllm",
+        "layers",
+        "no",
+        "faults",
+        parallel_cards=True,
+        source="docs.vllm.ai: tensor parallel inside a stage",
+    ),
+)
+ENGINES = {engine.name: engine for engine in _ENGINES}
+
+
+def engine(name: str) -> Engine:
+    """Raises UsageError for a name that no row has."""
+    try:
+        return ENGINES[name]
+    except KeyError:
+        raise UsageError(
+            f"--backend {name}: no engine is called that", hint=f"one of: {', '.join(ENGINES)}"
+        ) from None

@@ -1,0 +1,79 @@
+"""Knows no text: the solution's speeds with their bands."""
+
+from __future__ import annotations
+
+from localrun.plan import predict, work
+from localrun.plan.constants import BANDS, Constants
+from localrun.plan.hits import COLD_SKEW, STEADY_SKEW, TYPICAL_SKEW
+from localrun.plan.plan import PlanRequest, Prediction, Range
+from localrun.plan.search import Solution, prefill_ms, prompt_terms
+
+
+def estimate(found: Solution, request: PlanRequest, fit: Constants) -> Prediction:
+    """Predict decode, prefill and the time to the first token of a request's workload."""
+    made, flow = found.assignment, request.workload
+    band = BANDS[workload_class(found)]
+
+    def decode(skew: float) -> predict.Terms:
+        return predict.token_terms(
+            work.token(made, skew), found.rooms, found.engine, fit, request.threads
+        )
+
+    terms = decode(TYPICAL_SKEW)
+    typical, cold, steady = (1e3 / decode(skew).total for skew in _SKEWS)
+    prompt = prompt_terms(made, found.rooms, found.engine, request, fit)
+    tokens = max(1, min(made.choice.ubatch, flow.prompt))
+    prefill = 1e3 * tokens / prompt.total
+    first = (prefill_ms(made, found.rooms, found.engine, request, fit) + terms.total) / 1e3
+    parts = {name: round(time, 4) for name, time in terms.parts.items()}
+    if terms.hidden:
+        parts["hidden behind computing"] = -round(terms.hidden, 4)
+    return Prediction(
+        decode_tps=Range(_low(cold, band), round(typical, 3), _high(steady, band)),
+        prefill_tps=_around(prefill, band),
+        ttft_s=_around(first, band),
+        cold=_around(cold, band),
+        steady=_around(steady, band),
+        bound_by=bound_by(terms),
+        terms_ms=parts,
+        prefill_terms_ms={name: round(time, 4) for name, time in prompt.parts.items()},
+    )
+
+
+_SKEWS = (TYPICAL_SKEW, COLD_SKEW, STEADY_SKEW)
+
+
+def workload_class(found: Solution) -> str:
+    """Which class of published runs a plan is like; its error is the plan's band."""
+    made = found.assignment
+    if made.stack.tables:
+        return "engram"
+    if made.streams:
+        return "streaming"
+    if found.rooms.unified:
+        return "unified"
+    if not made.cards:
+        return "cpu"
+    computed = made.host is not None and (made.host.layers or made.host.experts or made.host.cache)
+    return "hybrid" if computed else "all-gpu"
+
+
+def bound_by(terms: predict.Terms) -> str:
+    """The tier or step that the most time of a token goes to."""
+    totals: dict[str, float] = {}
+    for name, time in terms.parts.items():
+        tier = name.partition(" ")[0] if name.startswith(("vram", "ram", "unified")) else name
+        totals[tier] = totals.get(tier, 0.0) + time
+    return max(totals, key=lambda name: totals[name])
+
+
+def _around(value: float, band: float) -> Range:
+    return Range(_low(value, band), round(value, 3), _high(value, band))
+
+
+def _low(value: float, band: float) -> float:
+    return round(value / (1 + band), 3)
+
+
+def _high(value: float, band: float) -> float:
+    return round(value * (1 + band), 3)

@@ -1,0 +1,82 @@
+"""Knows no machine: how often a routed expert is found in a cache of so many.
+
+Routers pick experts unevenly: the i-th most picked of a layer with a probability near i^-s. An LRU
+cache of n of them then holds expert i with probability 1 - (1 - p_i)^T, where T is the time that
+makes those sum to n (Che's approximation, https://doi.org/10.1109/JSAC.2002.801752). Fits of s to
+published traces: shared figures of 0.75 to 1.5, 0.9 for mixed work and 1.3 for one long session.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+COLD_SKEW = 0.9
+STEADY_SKEW = 1.3
+# Between the two, where nothing says what the session is like.
+TYPICAL_SKEW = 1.1
+
+
+def hit_rate(slots: float, count: int, used: int, skew: float) -> float:
+    """The share of picks found in a cache that keeps ``slots`` of ``count`` experts of each layer.
+
+    ``used`` experts are picked a token. A cache of fewer finds nothing: each pick evicts what the
+    next token would need. With as many as are picked, a layer's slots hold the last token's: 36 %
+    of the picks of a Kimi-K3 were found in 1.02 times one token's experts (sqliteai/warp).
+    """
+    if count <= 0 or used <= 0 or slots >= count:
+        return 1.0
+    if slots < used:
+        return 0.0
+    low = math.floor(slots)
+    rate = _curve(low, count, used, skew)
+    if slots > low:
+        rate += (slots - low) * (_curve(low + 1, count, used, skew) - rate)
+    return rate
+
+
+@lru_cache(maxsize=65_536)
+def _curve(slots: int, count: int, used: int, skew: float) -> float:
+    if slots >= count:
+        return 1.0
+    if slots <= 0:
+        return 0.0
+    picks = picked(count, used, skew)
+    rates = [-math.log1p(-pick) if pick < 1 else math.inf for pick in picks]
+    low, high = 0.0, 1.0
+    while _held(rates, high) < slots and high < 1e9:
+        high *= 4
+    for _ in range(24):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _held(rates, middle) < slots else (low, middle)
+    exp = math.exp
+    found = sum(pick * (1 - exp(-rate * high)) for pick, rate in zip(picks, rates, strict=True))
+    return min(1.0, found / used)
+
+
+def _held(rates: list[float], time: float) -> float:
+    exp = math.exp
+    return sum(1 - exp(-rate * time) for rate in rates)
+
+
+@lru_cache(maxsize=256)
+def picked(count: int, used: int, skew: float) -> tuple[float, ...]:
+    """The probability that a token picks expert i of a layer, most picked first; sums to used.
+
+    None is picked twice by one token: what would pass 1 goes to the others.
+    """
+    weights = [(i + 1) ** -skew for i in range(count)]
+    certain, total = 0, sum(weights)
+    while certain < used and weights[certain] / total * (used - certain) >= 1:
+        total -= weights[certain]
+        certain += 1
+    scale = (used - certain) / total if total > 0 else 0.0
+    return tuple(1.0 if i < certain else weight * scale for i, weight in enumerate(weights))
+
+
+@lru_cache(maxsize=4096)
+def touched(tokens: int, count: int, used: int, skew: float) -> float:
+    """Distinct experts of a layer that ``tokens`` tokens together pick."""
+    if count <= 0:
+        return 0.0
+    return sum(1 - (1 - pick) ** tokens for pick in picked(count, used, skew))

@@ -1,0 +1,72 @@
+"""Knows no speed: a plan that cannot be, told with what is missing and what would fit instead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from localrun.errors import DoesNotFitError
+from localrun.hardware.machine import Machine
+from localrun.models.spec import ModelSpec
+from localrun.plan.constants import GIB, Constants
+from localrun.plan.plan import PlanRequest
+from localrun.plan.search import SMALLEST_N_CTX, Solution, Source, search
+from localrun.plan.whatif import shrunk
+
+
+def refusal(
+    nearest: Solution,
+    spec: ModelSpec,
+    machine: Machine,
+    request: PlanRequest,
+    source: Source,
+    fit: Constants,
+) -> DoesNotFitError:
+    """The error for the assignment that lacked least."""
+    made = nearest.assignment
+    parts = []
+    for load in made.loads:
+        lacks = made.missing.get(load.room.name, 0)
+        if lacks:
+            flag = "vram" if load.room.name.startswith("vram") else "ram"
+            whose = f"allowed by --{flag}" if load.room.asked else "usable"
+            parts.append(
+                f"{load.room.name} lacks {lacks / GIB:.2f} GiB ({load.total / GIB:.2f} needed: "
+                f"{load.weights / GIB:.2f} weights, {load.kv / GIB:.2f} KV for "
+                f"{made.choice.n_ctx} tokens, {(load.compute + load.overhead) / GIB:.2f} buffers; "
+                f"{load.room.limit / GIB:.2f} {whose})"
+            )
+    would = next(_would_fit(spec, machine, request, source, fit), None)
+    return DoesNotFitError(
+        f"{source.ref} does not fit: {'; '.join(parts)}",
+        hint=would or f"it takes {sum(made.missing.values()) / GIB:.1f} GiB more memory",
+        shortfall=made.missing,
+    )
+
+
+def _would_fit(
+    spec: ModelSpec, machine: Machine, request: PlanRequest, source: Source, fit: Constants
+) -> Iterator[str]:
+    """What would fit instead, the nearest to what was asked for first."""
+    n_ctx = request.n_ctx or 0
+    while n_ctx // 2 >= SMALLEST_N_CTX:
+        n_ctx //= 2
+        asked = replace(request, n_ctx=n_ctx, workload=replace(request.workload, prompt=n_ctx // 2))
+        if _fits(spec, machine, asked, source, fit):
+            yield f"it would fit with --ctx {n_ctx}"
+            break
+    if request.kv_type in (None, "f16", "bf16", "f32") and any(spec.caches):
+        if _fits(spec, machine, replace(request, kv_type="q8_0"), source, fit):
+            yield "it would fit with --kv-type q8_0"
+    smaller, name = spec, ""
+    while (step := shrunk(smaller)) is not None:
+        name, smaller = step
+        if _fits(smaller, machine, request, source, fit):
+            yield f"it would fit as {name}, {smaller.tensor_bytes / 1e9:.1f} GB"
+            break
+
+
+def _fits(
+    spec: ModelSpec, machine: Machine, request: PlanRequest, source: Source, fit: Constants
+) -> bool:
+    return search(spec, machine, request, source, fit)[0] is not None

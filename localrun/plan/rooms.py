@@ -1,0 +1,90 @@
+"""Knows no model: the tiers of a machine as limits that a plan may fill.
+
+A card is what computes from its own memory: a GPU, or the one pool of a machine with unified
+memory. The host is RAM beside cards, or all there is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from localrun.errors import UsageError
+from localrun.hardware.machine import DiskReads, Machine, Speed, Tier
+from localrun.plan.engines import Engine
+from localrun.plan.plan import PlanRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """A tier and the bytes of it that may be used."""
+
+    tier: Tier
+    limit: int
+    asked: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.tier.name
+
+
+@dataclass(frozen=True, slots=True)
+class Rooms:
+    """``host`` is None on unified memory, whose one card holds everything."""
+
+    cards: tuple[Room, ...]
+    host: Room | None
+    disk: Room | None
+    machine: Machine
+
+    @property
+    def unified(self) -> bool:
+        return bool(self.cards) and self.cards[0].tier.kind == "unified"
+
+    @property
+    def iops(self) -> DiskReads:
+        return self.machine.disk_reads or DiskReads()
+
+
+def rooms(machine: Machine, request: PlanRequest, engine: Engine, device: bool) -> Rooms:
+    """The limits within a request. ``device`` is false where the backend cannot use GPUs.
+
+    Raises:
+        UsageError: memory of a GPU was asked for where there is none.
+    """
+    cards = [
+        Room(tier, _limit(tier.usable_bytes, request.vram_bytes), request.vram_bytes is not None)
+        for tier in machine.tiers
+        if tier.kind == "vram" and device
+    ]
+    ram, unified = machine.tier("ram"), machine.tier("unified")
+    disk = machine.tier("disk")
+    if disk is not None and request.disk_read is not None:
+        asked = Speed(request.disk_read / 1e9, "specified", "--disk-speed")
+        disk = replace(disk, read=asked)
+    storage = None if disk is None else Room(disk, disk.usable_bytes)
+    if unified is not None:
+        limit = _limit(unified.usable_bytes, request.ram_bytes)
+        pool = Room(unified, limit, request.ram_bytes is not None)
+        if device:
+            return Rooms((pool,), None, storage, machine)
+        return Rooms((), pool, storage, machine)
+    if ram is None:
+        raise UsageError("the machine has neither a ram nor a unified tier")
+    host = Room(ram, _limit(ram.usable_bytes, request.ram_bytes), request.ram_bytes is not None)
+    if request.vram_bytes and not cards and engine.experts == "slots":
+        simulated = replace(
+            ram,
+            name="vram:0",
+            kind="vram",
+            capacity_bytes=request.vram_bytes,
+            usable_bytes=request.vram_bytes,
+            device="simulated",
+            link=ram.read,
+        )
+        cards = [Room(simulated, request.vram_bytes, True)]
+        host = replace(host, limit=max(0, host.limit - request.vram_bytes))
+    return Rooms(tuple(cards), host, storage, machine)
+
+
+def _limit(usable: int, asked: int | None) -> int:
+    return usable if asked is None else asked

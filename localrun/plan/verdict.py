@@ -1,0 +1,48 @@
+"""Knows no arithmetic: what a solution comes to, in one sentence."""
+
+from __future__ import annotations
+
+from localrun.hardware.machine import Machine
+from localrun.plan.plan import Prediction
+from localrun.plan.search import Solution
+
+_BOUND = {
+    "disk": "reads from disk set the pace",
+    "handover": "handovers between GPU and CPU set the pace",
+    "n-gram rows": "n-gram rows from disk set the pace",
+    "step": "the loop around the model sets the pace",
+    "between cards": "traffic between the cards sets the pace",
+}
+
+
+def verdict(found: Solution, prediction: Prediction, machine: Machine) -> str:
+    """One sentence with the speed, its band, and what binds it."""
+    made, speed = found.assignment, prediction.decode_tps
+    where = _where(found)
+    bound = prediction.bound_by
+    pace = _BOUND.get(bound, f"the bandwidth of {bound} sets the pace")
+    return (
+        f"Runs {where} at about {_number(speed.mid)} tokens a second "
+        f"({_number(speed.low)} to {_number(speed.high)}) with {made.choice.n_ctx} tokens of "
+        f"context; {pace}."
+    )
+
+
+def _where(found: Solution) -> str:
+    made = found.assignment
+    if made.streams:
+        return "with its experts streamed from disk"
+    if found.rooms.unified:
+        return "from unified memory"
+    if not made.cards:
+        return "on the CPU"
+    host = made.host
+    if host is not None and (host.layers or host.experts or host.cache):
+        return "split over GPU and CPU" if host.layers else "with experts in RAM"
+    return "from GPU memory" if len(made.cards) == 1 else f"over {len(made.cards)} GPUs"
+
+
+def _number(value: float) -> str:
+    if value >= 100:
+        return f"{value:.0f}"
+    return f"{value:.1f}" if value >= 1 else f"{value:.2f}"

@@ -1,0 +1,130 @@
+"""Knows no screen: what of a plan is likely to disappoint, from the facts it was made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from localrun.hardware.machine import Machine
+from localrun.models.spec import ModelSpec
+from localrun.plan.constants import Constants
+from localrun.plan.placement import place
+from localrun.plan.plan import PlanRequest, Prediction
+from localrun.plan.search import Solution, Source, seconds
+
+# A card that makes a run faster by less than this is not worth its memory.
+_WORTH = 1.15
+# A disk that takes this share of a token's time sets its pace.
+_PACE = 0.4
+# A host that takes this share of a token's time is what the user waits for.
+_MOST = 0.5
+
+
+def warnings(
+    found: Solution,
+    spec: ModelSpec,
+    machine: Machine,
+    request: PlanRequest,
+    source: Source,
+    fit: Constants,
+    prediction: Prediction,
+) -> tuple[str, ...]:
+    """One line each, the weightiest first."""
+    return (
+        *_backend(found, machine),
+        *_model(spec, found),
+        *_split(found, spec, prediction),
+        *_mapped(found, spec),
+        *_disk(found, prediction),
+        *_idle_card(found, request, fit),
+        *_assumed(found, prediction),
+    )
+
+
+def _backend(found: Solution, machine: Machine) -> Iterator[str]:
+    if found.candidate.problem:
+        yield found.candidate.problem
+    discrete = [tier for tier in machine.tiers if tier.kind == "vram"]
+    if discrete and not found.candidate.device:
+        yield (
+            f"{discrete[0].device or 'the GPU'} is not used: {found.candidate.backend} is built "
+            "for the CPU only (`localrun doctor` prints the command that fixes it)"
+        )
+
+
+def _model(spec: ModelSpec, found: Solution) -> Iterator[str]:
+    n_ctx = found.assignment.choice.n_ctx
+    if spec.n_ctx_train and n_ctx > spec.n_ctx_train:
+        yield f"context {n_ctx} is longer than the {spec.n_ctx_train} the model was trained for"
+    if spec.guessed:
+        yield (
+            f"architecture {spec.architecture!r} is not known: its tensors were grouped by name, "
+            "its cache is a guess from its heads"
+        )
+    elif not spec.caches and not spec.state_bytes:
+        yield f"KV of architecture {spec.architecture!r} is not known and not counted"
+    yield from spec.notes
+
+
+def _split(found: Solution, spec: ModelSpec, prediction: Prediction) -> Iterator[str]:
+    made = found.assignment
+    if not made.cards or made.host is None:
+        return
+    terms = prediction.terms_ms
+    total = sum(time for time in terms.values() if time > 0)
+    host = sum(time for name, time in terms.items() if name.startswith("ram") or name == "handover")
+    if total and host / total > _MOST:
+        apart = len(made.host.layers) or len(made.host.experts) or len(made.slotted)
+        what = "layers" if made.host.layers else "layers' experts"
+        yield (
+            f"{apart} of {len(made.stack.layers)} {what} stay with the CPU and take "
+            f"{host / total:.0%} of a token's time: the model is larger than the GPU's memory"
+        )
+
+
+def _mapped(found: Solution, spec: ModelSpec) -> Iterator[str]:
+    made = found.assignment
+    host = made.host
+    if host is None or found.engine.experts == "slots":
+        return
+    if spec.tensor_bytes > host.room.limit and made.cards:
+        yield (
+            f"the files ({spec.tensor_bytes / 1e9:.1f} GB) are larger than usable RAM "
+            f"({host.room.limit / 1e9:.1f} GB): mapped, they page; this plan reads them instead"
+        )
+
+
+def _disk(found: Solution, prediction: Prediction) -> Iterator[str]:
+    terms = prediction.terms_ms
+    total = sum(time for time in terms.values() if time > 0)
+    share = terms.get("disk", 0.0) / total if total else 0.0
+    if found.assignment.streams and share > _PACE and not found.rooms.unified:
+        yield (
+            f"reads of experts from disk take {share:.0%} of a token's time: memory or a faster "
+            "disk would help, a faster GPU would not"
+        )
+
+
+def _idle_card(found: Solution, request: PlanRequest, fit: Constants) -> Iterator[str]:
+    """A card beside a disk that sets the pace may change nothing."""
+    made = found.assignment
+    if not made.cards or made.host is None or not made.streams:
+        return
+    without = place(replace(made.choice, card_layers=0), made.stack, found.rooms)
+    if without.missing:
+        return
+    slower = seconds(without, found.rooms, found.engine, request, fit)
+    if slower < found.seconds * _WORTH:
+        gain = max(0.0, slower / found.seconds - 1)
+        yield f"the GPU makes this run {gain:.0%} faster: reads from disk set its pace"
+
+
+def _assumed(found: Solution, prediction: Prediction) -> Iterator[str]:
+    tiers = [room.tier for room in found.rooms.cards]
+    tiers += [room.tier for room in (found.rooms.host, found.rooms.disk) if room is not None]
+    for tier in tiers:
+        if tier.name == prediction.bound_by and tier.read.basis == "assumed":
+            yield (
+                f"the speed of {tier.name} ({tier.read.value:.1f} GB/s) is assumed"
+                + (f": {tier.read.source}" if tier.read.source else "")
+            )
