@@ -28,7 +28,7 @@ _INPUTS: Final = 4 + 4 + 8 + 8 + 4
 # Rows of the model's width beside a block's own tensors: the residual, the block's sum with it and
 # a normalized copy.
 _ROWS: Final = 3
-# Beside the logits: the last layer's output and its normalized copy; a third where attention is
+# Beside the logits: the last layer's output and its normalized copy. A third where attention is
 # more than one operation (no flash attention, or a cache whose rows are rotated).
 _HEAD_ROWS: Final = 2
 # Latent attention, by heads and elements of a cached row: queries as wide as the row, outputs
@@ -138,25 +138,33 @@ def scratch_bytes(spec: ModelSpec, ubatch: int) -> int:
 
 
 def device_compute_bytes(
-    spec: ModelSpec, ubatch: int, n_ctx: int, *, head: bool = True, uploaded: int = 0
+    spec: ModelSpec,
+    ubatch: int,
+    n_ctx: int,
+    *,
+    head: bool = True,
+    uploaded: int = 0,
+    floats: float | None = None,
 ) -> int:
     """The compute buffer of a device that holds whole layers, with flash attention.
 
     What the CPU's buffer holds, and the prompt's embedded rows, which the CPU looks up and copies
     over. ``head`` is false for a device without the output layer. ``uploaded`` is the largest
-    matrix in RAM: a long prompt is computed with a copy of it on the device. Assumed, not
-    measured: a device's kernels may ask for scratch memory of their own beyond it.
+    matrix in RAM: a long prompt is computed with a copy of it on the device. ``floats`` is
+    ``layer_floats(spec)`` for who asks often. Assumed, not measured: a device's kernels may ask
+    for scratch memory of their own beyond it.
     """
-    rows = cells(n_ctx)
-    body = _masks(spec) * rows * _HALF + (layer_floats(spec) + spec.width) * _FLOAT
-    last = (vocabulary(spec) + _HEAD_ROWS * spec.width) * _FLOAT if head else 0
-    return min(ubatch, rows) * int(max(body, last) + _INPUTS) + uploaded
+    floats = layer_floats(spec) if floats is None else floats
+    mask = cells(n_ctx) * _HALF
+    body = _masks(spec) * mask + (floats + spec.width) * _FLOAT
+    last = _head_bytes(spec, mask) if head else 0
+    return min(ubatch, max(n_ctx, 1)) * int(max(body, last) + _INPUTS) + uploaded
 
 
 def host_compute_bytes(spec: ModelSpec, ubatch: int, n_ctx: int) -> int:
     """The host's buffer beside devices that hold all layers: inputs on their way there."""
     row = _masks(spec) * cells(n_ctx) * _HALF + spec.width * _FLOAT + _INPUTS
-    return min(ubatch, cells(n_ctx)) * row
+    return min(ubatch, max(n_ctx, 1)) * row
 
 
 def cells(n_ctx: int) -> int:
@@ -264,29 +272,38 @@ def _kv(spec: ModelSpec, execution: Execution, seats: Seats) -> dict[str, int]:
 
 def _compute(spec: ModelSpec, execution: Execution, seats: Seats, uploaded: int) -> dict[str, int]:
     """By tier. A device's figures are those of ``device_compute_bytes``."""
-    rows = cells(max(execution.n_ctx, _sequences(execution)))
-    tokens = min(rows, max(execution.ubatch, _sequences(execution)))
+    n_ctx = max(execution.n_ctx, _sequences(execution))
+    tokens = min(n_ctx, max(execution.ubatch, _sequences(execution)))
     head = seats.layer(spec.layers)
     found = {
-        card: device_compute_bytes(spec, tokens, rows, head=head == card, uploaded=uploaded)
+        card: device_compute_bytes(spec, tokens, n_ctx, head=head == card, uploaded=uploaded)
         for card in seats.cards
     }
     here = [layer for layer in range(spec.layers) if seats.layer(layer) == "ram"]
     if seats.cards and not here:
-        found["ram"] = host_compute_bytes(spec, tokens, rows)
+        found["ram"] = host_compute_bytes(spec, tokens, n_ctx)
         return found
     flash = execution.flash_attention
-    floats = layer_floats(spec, here, scores=0 if flash else spec.heads * rows)
-    body = _masks(spec) * rows * (_HALF if flash else _FLOAT) + floats * _FLOAT
-    # Flash attention reads 16-bit numbers; of 32-bit ones it has one layer's converted at a time.
-    converted = rows * _elements(spec) * _HALF if flash and execution.kv_type == "f32" else 0
-    last = 0
-    if head == "ram":
-        rotated = execution.kv_type in ("q8_0", "q4_0")
-        beside = _HEAD_ROWS + (rotated or not flash)
-        last = (vocabulary(spec) + beside * spec.width) * _FLOAT
-    found["ram"] = int(max(tokens * body + converted, tokens * last)) + tokens * _INPUTS
+    mask = cells(n_ctx) * (_HALF if flash else _FLOAT)
+    floats = layer_floats(spec, here, scores=0 if flash else spec.heads * cells(n_ctx))
+    body = tokens * (_masks(spec) * mask + floats * _FLOAT)
+    if flash and execution.kv_type == "f32":
+        # Flash attention reads 16-bit numbers: one layer's are converted at a time.
+        body += cells(n_ctx) * _elements(spec) * _HALF
+    last = tokens * _head_bytes(spec, mask) if head == "ram" else 0
+    if last and (not flash or execution.kv_type in ("q8_0", "q4_0")):
+        last += tokens * spec.width * _FLOAT
+    found["ram"] = int(max(body, last)) + tokens * _INPUTS
     return found
+
+
+def _head_bytes(spec: ModelSpec, mask: int) -> int:
+    """Of one token: its logits, and what lives beside them."""
+    row = spec.width * _FLOAT
+    # The place that a mask has left may be too large for one row and too small for two; whether
+    # the allocator then takes the logits past it hangs on the order of the nodes.
+    hole = _masks(spec) * mask + 2 * row if row <= mask < 2 * row else 0
+    return vocabulary(spec) * _FLOAT + _HEAD_ROWS * row + hole
 
 
 def _elements(spec: ModelSpec) -> int:
