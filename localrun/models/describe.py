@@ -7,18 +7,17 @@ from dataclasses import replace
 
 from localrun.formats.header import Header
 from localrun.formats.text import shown
-from localrun.models.architecture import Architecture, Caches
-from localrun.models.architectures import family, known
+from localrun.models.architecture import Caches
+from localrun.models.architectures import known
+from localrun.models.bare import FILE, Bare, flat, speaker
 from localrun.models.cache import growth
 from localrun.models.facts import Facts, facts
-from localrun.models.fields import HEADS_MAX, VOCABULARY_MAX, AbsentError, Fields
+from localrun.models.fields import VOCABULARY_MAX, AbsentError, Fields
 from localrun.models.gguf_config import file_type, translated
-from localrun.models.gguf_layout import converted
 from localrun.models.grouping import Entry, entries, groups, merged
 from localrun.models.layout import LayoutTensor
-from localrun.models.mixtures import Model, mixture_name, retyped
+from localrun.models.mixtures import mixture_name
 from localrun.models.spec import ModelSpec, Tokenizer
-from localrun.models.storage import Plain, storage_of
 
 UNKNOWN = "unknown"
 
@@ -35,8 +34,8 @@ def describe(header: Header, config: Mapping[str, object] | None = None) -> Mode
     """
     if header.format == "gguf":
         return _gguf(header)
-    fields = _flat(config or {}, "config.json")
-    model_type = Fields(config or {}, "config.json").text("model_type") or UNKNOWN
+    fields = flat(config or {})
+    model_type = Fields(config or {}, FILE).text("model_type") or UNKNOWN
     return _spec(
         merged(header.tensors),
         fields,
@@ -56,10 +55,23 @@ def describe_config(config: Mapping[str, object], *, quant: str | None = None) -
         HeaderError: a ``model_type`` that is not known here, a field that is absent or absurd.
         UsageError: no such ``quant``.
     """
-    fields, model_type, speaker = _bare(config)
-    found = entries(_layout(fields, speaker, quant))
-    known_caches = speaker.caches(fields)
-    return _spec(found, fields, model_type, quantization=quant or "", known_caches=known_caches)
+    bare = Bare.of(config)
+    left_out: tuple[str, ...] = ()
+    if quant is None:
+        tensors = list(bare.release())
+    else:
+        tensors, left_out = bare.gguf(quant)
+    spec = _spec(
+        entries(tensors),
+        bare.fields,
+        bare.model_type,
+        quantization="" if quant is None else mixture_name(quant),
+        known_caches=bare.architecture.caches(bare.fields),
+    )
+    if left_out:
+        apart = f"GGUF keeps {' and '.join(left_out)} tensors in files of their own: not counted"
+        spec = replace(spec, notes=(*spec.notes, apart))
+    return spec
 
 
 def layout_of(config: Mapping[str, object], quant: str | None = None) -> Iterator[LayoutTensor]:
@@ -69,69 +81,15 @@ def layout_of(config: Mapping[str, object], quant: str | None = None) -> Iterato
         HeaderError: a ``model_type`` that is not known here, a field that is absent or absurd.
         UsageError: no such ``quant``.
     """
-    fields, _, speaker = _bare(config)
-    yield from _layout(fields, speaker, quant)
-
-
-def _layout(fields: Fields, speaker: Architecture, quant: str | None) -> Iterator[LayoutTensor]:
-    if quant is None:
-        yield from speaker.layout(fields, storage_of(fields))
-        return
-    name = mixture_name(quant)
-    text = fields.values.get("text_config")
-    plain = {key: item for key, item in fields.values.items() if key != "quantization_config"}
-    if isinstance(text, Mapping):
-        plain["text_config"] = {
-            key: item for key, item in text.items() if key != "quantization_config"
-        }
-    bare = Fields(plain, fields.file, fields.names)
-    common = facts(bare)
-    found = converted(speaker.layout(bare, Plain()), bare, common.layers)
-    yield from retyped(found, name, _model(bare, common, found))
-
-
-def _model(fields: Fields, common: Facts, found: list[LayoutTensor]) -> Model:
-    numbers = {name.split(".")[1] for name in (tensor.name for tensor in found) if "blk." in name}
-    # Latent keys and values are one head to every query head.
-    latent = fields.values.get("kv_lora_rank") is not None
-    kv_heads = 1 if latent else fields.integer("num_key_value_heads", most=HEADS_MAX)
-    grouped = common.heads // (kv_heads or max(common.heads, 1))
-    return Model(fields.text("model_type") or "", len(numbers), common.experts, grouped)
-
-
-def _bare(config: Mapping[str, object]) -> tuple[Fields, str, Architecture]:
-    fields = _flat({key: item for key, item in config.items() if key[:1] != "_"}, "config.json")
-    model_type = Fields(config, "config.json").text("model_type")
-    speaker = _speaker(fields, model_type)
-    if speaker is None or model_type is None:
-        raise fields.error("model_type", f"{model_type!r} is not known; {', '.join(known())} are")
-    facts(fields)
-    return fields, model_type, speaker
-
-
-def _flat(config: Mapping[str, object], file: str) -> Fields:
-    """The fields of ``text_config`` over those of the config itself."""
-    text = config.get("text_config")
-    if text is None:
-        return Fields(config, file)
-    if not isinstance(text, Mapping):
-        raise Fields(config, file).error(
-            "text_config", f"is a {type(text).__name__}, not an object"
-        )
-    inner = {key: item for key, item in text.items() if item is not None}
-    return Fields({**config, **inner}, file)
-
-
-def _speaker(fields: Fields, model_type: str | None) -> Architecture | None:
-    """By the name of the whole, or of its text part."""
-    return family(model_type or "") or family(fields.text("model_type") or "")
+    bare = Bare.of(config)
+    yield from bare.release() if quant is None else bare.gguf(quant)[0]
 
 
 def _caches_if_told(fields: Fields, model_type: str) -> Caches | None:
     """None where the architecture is not known, or the file leaves out what it needs."""
-    speaker = _speaker(fields, model_type)
+    architecture = speaker(fields, model_type)
     try:
-        return speaker.caches(fields) if speaker else None
+        return architecture.caches(fields) if architecture else None
     except AbsentError:
         return None
 

@@ -25,12 +25,14 @@ class Fields:
     """A mapping of untrusted values. Absent is None; present and absurd is HeaderError.
 
     ``file`` is named in errors; metadata has no offsets any more, so they say byte 0. ``names``
-    maps a key to what the file itself calls it, where the two differ.
+    maps a key to what the file itself calls it, where the two differ; ``prefix`` is where inside
+    the file the mapping stands.
     """
 
     values: Mapping[str, object]
     file: str
     names: Mapping[str, str] = field(default_factory=dict)
+    prefix: str = ""
 
     def text(self, key: str) -> str | None:
         value = self.values.get(key)
@@ -91,7 +93,7 @@ class Fields:
         if not isinstance(value, Mapping):
             raise self.error(key, f"is a {type(value).__name__}, not an object")
         inner = {str(name): item for name, item in value.items()}
-        return Fields(inner, self.file, {name: f"{key}.{name}" for name in inner})
+        return Fields(inner, self.file, prefix=f"{self._named(key)}.")
 
     def per_layer(
         self, key: str, layers: int, *, most: int, least: int = 1
@@ -116,7 +118,10 @@ class Fields:
 
     def error(self, key: str, problem: str, place: str = "") -> HeaderError:
         """``place`` is an index behind the key."""
-        return HeaderError(shown(self.names.get(key, key) + place), 0, problem, file=self.file)
+        return HeaderError(shown(self._named(key) + place), 0, problem, file=self.file)
 
     def absent(self, key: str) -> AbsentError:
-        return AbsentError(shown(self.names.get(key, key)), 0, "is absent", file=self.file)
+        return AbsentError(shown(self._named(key)), 0, "is absent", file=self.file)
+
+    def _named(self, key: str) -> str:
+        return self.prefix + self.names.get(key, key)

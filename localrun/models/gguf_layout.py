@@ -34,6 +34,8 @@ _PROJECTIONS: Final = {
 _FLOAT: Final = re.compile(
     r"_norm\.|ple_norm|ffn_gate_inp|ssm_conv1d|indexer\.proj|hc_.*_(?:fn|base|scale)\.|_ape\."
 )
+# Families whose norm before the feed-forward network goes by attention, or is another one.
+_NORM_BEHIND: Final = re.compile(r"gemma3|gpt_oss|qwen3_next|qwen3_5|glm4v?_moe")
 # Converters that leave the numbered draft layers of a release out.
 _NO_DRAFTS: Final = frozenset({"deepseek_v2", "deepseek_v3", "kimi_k2"})
 
@@ -249,6 +251,8 @@ def _layer(
         return  # Hash constants are metadata there, and these norms are folded into projections.
     elif inner.startswith(("mlp.", "ffn.", "block_sparse_moe.")):
         yield _feed_forward(inner, stem, suffix), shape
+    elif stem == "post_attention_layernorm" and _NORM_BEHIND.match(config.text("model_type") or ""):
+        yield "post_attention_norm.weight", shape
     else:
         yield _joined(_LAYER.get(stem, stem), suffix), shape
 

@@ -195,7 +195,7 @@ class _Chooser:
         if self.quant == "NVFP4":
             chosen = "BF16" if category in {"output", "embedding"} else default
         elif self.quant == "MXFP4":
-            chosen = "MXFP4" if len(tensor.shape) > 2 and "_exps" in tensor.name else "Q8_0"
+            chosen = "MXFP4" if len(tensor.shape) > 2 else "Q8_0"
         elif self.model.is_glm5 and _WIDE_IN_GLM5.search(tensor.name):
             chosen = "Q8_0"
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from localrun.models import blocks, towers
 from localrun.models.architecture import Caches, Storage
@@ -38,7 +39,7 @@ def layout(config: Fields, storage: Storage) -> Iterator[LayoutTensor]:
 def _root(config: Fields, storage: Storage, prefix: str, head: str) -> Iterator[LayoutTensor]:
     # Text configs leave the class's default out: the head is the embedding.
     tied = {"tie_word_embeddings": True, **config.values}
-    yield from blocks.root(Fields(tied, config.file, config.names), storage, prefix, head)
+    yield from blocks.root(replace(config, values=tied), storage, prefix, head)
 
 
 def caches(config: Fields) -> Caches:
