@@ -163,7 +163,7 @@ def configs(draw: st.DrawFn) -> dict[str, Any]:
     return config
 
 
-@settings(max_examples=400, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(configs(), st.sampled_from([None, "Q4_K_M", "MXFP4"]))
 def test_any_config_is_described_or_refused(config: dict[str, Any], quant: str | None) -> None:
     try:
