@@ -20,6 +20,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
+from published_runs import Run, Skipped, read, rows
+
 from localrun.errors import PlanError
 from localrun.plan.constants import FITTED, Constants
 from localrun.plan.engines import ENGINES
@@ -28,7 +30,6 @@ from localrun.plan.placement import Assignment
 from localrun.plan.planner import check
 from localrun.plan.search import Candidate, Solution, Source, search
 from localrun.plan.warn import warnings
-from published_runs import Run, Skipped, read, rows
 
 CLASSES = ("all-gpu", "unified", "hybrid", "cpu", "streaming", "engram")
 # A published figure is right to a few per cent, so errors beyond a factor are all alike.
@@ -96,7 +97,8 @@ def _lacking(nearest: Solution | None) -> str:
 
 def predicted(case: Case, fit: Constants) -> tuple[float, float]:
     """Decode and prefill in tokens a second."""
-    prediction = estimate(case.solution, case.run.request, fit)
+    task = replace(case.solution.task, fit=fit)
+    prediction = estimate(replace(case.solution, task=task))
     return prediction.decode_tps.mid, prediction.prefill_tps.mid
 
 
@@ -267,11 +269,8 @@ def _case(row: dict[str, str]) -> Case:
 
 
 def _warnings(case: Case) -> list[str]:
-    run, source = case.run, Source("row", (), (case.solution.candidate,))
-    prediction = estimate(case.solution, run.request, FITTED)
-    return list(
-        warnings(case.solution, run.spec, run.machine, run.request, source, FITTED, prediction)
-    )
+    run, found = case.run, case.solution
+    return list(warnings(found, run.spec, run.machine, estimate(found)))
 
 
 def _rows(cases: Sequence[Case]) -> list[dict[str, object]]:

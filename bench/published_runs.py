@@ -152,9 +152,7 @@ def _rebitted(spec: ModelSpec, experts: float, rest: float, size: float | None) 
     """``spec`` with other bits a weight; where the size is known, the rest makes it up."""
     apart = ("engram", "draft", "vision")
     routed = sum(group.parameters for group in spec.of("experts"))
-    others = sum(
-        group.parameters for group in spec.groups if group.kind not in ("experts", *apart)
-    )
+    others = sum(group.parameters for group in spec.groups if group.kind not in ("experts", *apart))
     tables = sum(group.bytes for group in spec.of("engram"))
     if size is not None and others:
         left = size * GB - tables - routed * experts / 8

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from localrun.hardware.machine import Machine
 from localrun.models.spec import ModelSpec
 from localrun.plan import work
-from localrun.plan.constants import Constants
 from localrun.plan.estimate import estimate
 from localrun.plan.hits import TYPICAL_SKEW
+from localrun.plan.memory import Parts, llamacpp_memory
 from localrun.plan.placement import Assignment, Load
 from localrun.plan.plan import (
     Budget,
@@ -42,36 +42,29 @@ _ORDER = (
 
 
 def assemble(
-    found: Solution,
-    spec: ModelSpec,
-    machine: Machine,
-    request: PlanRequest,
-    source: Source,
-    fit: Constants,
-    *,
-    explore: bool = True,
+    found: Solution, spec: ModelSpec, machine: Machine, source: Source, *, explore: bool
 ) -> Plan:
     """The document. ``explore`` is false where nobody asks what another machine would do."""
-    made = found.assignment
-    budgets = tuple(load.budget() for load in made.loads) + _disk_budget(made)
-    prediction = estimate(found, request, fit)
+    made, request = found.assignment, found.task.request
+    told = execution(found, spec, machine, request)
+    prediction = estimate(found)
     token = work.token(made, TYPICAL_SKEW)
     return Plan(
         model=planned_model(spec, source),
         backend=found.candidate.backend,
         backend_reason=found.candidate.reason,
-        execution=execution(found, spec, machine, request),
+        execution=told,
         machine=planned_machine(machine, found.rooms),
         request=request,
         fits=True,
-        verdict=verdict(found, prediction, machine),
+        verdict=verdict(found, prediction),
         placements=placements(made),
-        budgets=budgets,
+        budgets=(*_budgets(found, spec, told), *_disk_budget(made)),
         bytes_per_token=_bytes_per_token(token, made),
         engram=_engram(token, made),
         prediction=prediction,
-        warnings=warnings(found, spec, machine, request, source, fit, prediction),
-        what_if=what_if(found, spec, machine, request, source, fit) if explore else (),
+        warnings=warnings(found, spec, machine, prediction),
+        what_if=what_if(found, spec, machine, source) if explore else (),
     )
 
 
@@ -221,6 +214,25 @@ def _on_disk(made: Assignment) -> list[Placement]:
         found.append(Placement("experts", tier, away * each, away * len(made.slotted)))
     found.append(Placement("engram", tier, made.disk_tables, len(made.stack.tables)))
     return found
+
+
+def _budgets(found: Solution, spec: ModelSpec, told: Execution) -> tuple[Budget, ...]:
+    """What each tier is planned to hold; of llama.cpp, exactly what its allocator will ask for."""
+    loads = {load.room.name: load for load in found.assignment.loads}
+    if not found.engine.cells or found.rooms.unified:
+        return tuple(load.budget() for load in loads.values())
+    held = llamacpp_memory(spec, told)
+    return tuple(
+        Budget(
+            tier=name,
+            weights=parts.weights,
+            kv=parts.kv,
+            compute=parts.compute + parts.output,
+            limit=loads[name].room.limit,
+            overhead=loads[name].overhead + parts.scratch,
+        )
+        for name, parts in ((name, held.get(name, Parts())) for name in loads)
+    )
 
 
 def _disk_budget(made: Assignment) -> tuple[Budget, ...]:

@@ -20,10 +20,11 @@ class Constants:
     ``gpu_wide``, ``gpu_packed``: of a GPU's bandwidth, for 16-bit and for narrower weights.
     ``unified``: of a unified memory's bandwidth. ``unpack``: ALU operations a narrow weight costs
     on a GPU without matrix units to spare (unified memory). ``gpu_block``, ``unified_block``: the
-    launches of one block of a layer, such as its attention or its experts. ``handover``: one change between GPU and CPU inside a layer, and back.
-    ``ram``: of the bandwidth that streaming reads reach, for matrix-vector products of the CPU.
-    ``core``: GB/s that one core computes at most. ``portable``: the same share for CPU code without
-    tuned kernels. ``gpu_mfu``, ``unified_mfu``: of the arithmetic peak, in long prompts.
+    launches of one block of a layer, such as its attention or its experts. ``handover``: one change
+    between GPU and CPU inside a layer, and back. ``ram``: of the bandwidth that streaming reads
+    reach, for matrix-vector products of the CPU. ``core``: GB/s that one core computes at most.
+    ``portable``: of both, for CPU code without tuned kernels. ``gpu_mfu``, ``unified_mfu``: of the
+    arithmetic peak, in long prompts.
     """
 
     gpu_wide: float
@@ -84,9 +85,8 @@ HOP_MS = 0.02
 # Two all-reduces a layer between cards without a switch (planner.md 2.9).
 REDUCE_MS = 0.06
 
-# A CUDA context (planner.md 2.10: 300 to 600 MiB) and what allocators lose to fragments.
+# A CUDA context (planner.md 2.10: 300 to 600 MiB).
 DEVICE_CONTEXT = 450 * MIB
-FRAGMENTS = 0.02
 # Pinned staging of an engine that reads experts ahead.
 STAGING = 256 * MIB
 

@@ -17,15 +17,17 @@ from localrun.errors import UsageError
 class Engine:
     """How an engine places, reads and computes.
 
-    ``overlap`` is the share of disk reads that hide behind computing, 0 (they add up) to 1 (the
-    longer of the two counts). ``experts``: where experts can be put apart, by whole layers or by
-    single experts in ``slots``. ``streams``: whether weights beyond memory are read from disk, by
-    explicit reads or through the page cache. ``tables``: when rows of n-gram tables are read, ahead
-    of need, inside the step or by page faults. ``prefill_layers`` is true where a prompt passes
-    only the layers that the model's authors say it needs. ``uploads`` is true where a long prompt's
-    host weights are computed on the GPU. ``kernels`` is ``portable`` for CPU code without tuned
-    block-quantized kernels. ``numa`` gives each socket weights of its own. ``native_kv`` keeps rows
-    in the release's own format. ``parallel_cards`` splits each layer over all cards.
+    ``experts``: where experts can be put apart, by whole ``layers`` or singly in ``slots``.
+    ``streams``: whether weights beyond memory are read from disk, by explicit reads or through the
+    page cache. ``tables``: when rows of n-gram tables are read, ahead of need, inside the step or
+    by page faults. ``overlap`` is the share of disk reads that hide behind computing, 0 (they add
+    up) to 1 (the longer of the two counts). ``prefill_layers`` is true where a prompt passes only
+    the layers that the model's authors say it needs. ``uploads`` is true where a long prompt's host
+    weights are computed on the GPU. ``kernels`` is ``portable`` for CPU code without tuned
+    block-quantized kernels. ``numa`` gives each socket weights of its own. ``fragments`` is the
+    share of memory that its allocator loses. ``native_kv`` keeps rows in the release's own format;
+    ``cells`` keeps one cache for all sequences, windows in full. ``parallel_cards`` splits each
+    layer over all cards.
     """
 
     name: str
@@ -37,13 +39,15 @@ class Engine:
     uploads: bool = True
     kernels: Literal["tuned", "portable"] = "tuned"
     numa: bool = False
+    fragments: float = 0.0
     native_kv: bool = False
+    cells: bool = False
     parallel_cards: bool = False
     source: str = ""
 
 
 _ENGINES = (
-    Engine("llama.cpp", "layers", "no", "faults", source="backends/llamacpp; docs/backend of it"),
+    Engine("llama.cpp", "layers", "no", "faults", cells=True, source="backends/llamacpp"),
     Engine(
         "torch",
         "slots",
@@ -53,6 +57,8 @@ _ENGINES = (
         overlap=0.8,
         prefill_layers=True,
         native_kv=True,
+        # planner.md 2.10: caching allocators lose 2 to 5 %.
+        fragments=0.02,
         source="the backend of DeepSeek checkpoints",
     ),
     Engine("mlx", "layers", "no", "inside", source="backends/mlx"),

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from localrun.plan import predict, work
-from localrun.plan.constants import BANDS, Constants
+from localrun.plan.constants import BANDS
 from localrun.plan.hits import COLD_SKEW, STEADY_SKEW, TYPICAL_SKEW
-from localrun.plan.plan import PlanRequest, Prediction, Range
-from localrun.plan.search import Solution, prefill_ms, prompt_terms
+from localrun.plan.plan import Prediction, Range
+from localrun.plan.search import Solution
 
 
-def estimate(found: Solution, request: PlanRequest, fit: Constants) -> Prediction:
-    """Predict decode, prefill and the time to the first token of a request's workload."""
-    made, flow = found.assignment, request.workload
+def estimate(found: Solution) -> Prediction:
+    """Predict decode, prefill and the time to the first token of the task's workload."""
+    made, task = found.assignment, found.task
+    flow = task.request.workload
     band = BANDS[workload_class(found)]
 
     def decode(skew: float) -> predict.Terms:
-        return predict.token_terms(
-            work.token(made, skew), found.rooms, found.engine, fit, request.threads
-        )
+        token = work.token(made, skew)
+        return predict.token_terms(token, task.rooms, task.engine, task.fit, task.request.threads)
 
     terms = decode(TYPICAL_SKEW)
     typical, cold, steady = (1e3 / decode(skew).total for skew in _SKEWS)
-    prompt = prompt_terms(made, found.rooms, found.engine, request, fit)
-    tokens = max(1, min(made.choice.ubatch, flow.prompt))
-    prefill = 1e3 * tokens / prompt.total
-    first = (prefill_ms(made, found.rooms, found.engine, request, fit) + terms.total) / 1e3
+    prompt = task.prompt_terms(made)
+    prefilled = prompt.total * task.chunks(made)
+    prefill = 1e3 * max(1, flow.prompt) / prefilled
+    first = (prefilled * bool(flow.prompt) + terms.total) / 1e3
     parts = {name: round(time, 4) for name, time in terms.parts.items()}
     if terms.hidden:
         parts["hidden behind computing"] = -round(terms.hidden, 4)

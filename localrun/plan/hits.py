@@ -43,20 +43,25 @@ def _curve(slots: int, count: int, used: int, skew: float) -> float:
         return 0.0
     picks = picked(count, used, skew)
     rates = [-math.log1p(-pick) if pick < 1 else math.inf for pick in picks]
-    low, high = 0.0, 1.0
-    while _held(rates, high) < slots and high < 1e9:
-        high *= 4
-    for _ in range(24):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _held(rates, middle) < slots else (low, middle)
-    exp = math.exp
-    found = sum(pick * (1 - exp(-rate * high)) for pick, rate in zip(picks, rates, strict=True))
+    time, exp = _time_to_hold(rates, slots), math.exp
+    found = sum(pick * (1 - exp(-rate * time)) for pick, rate in zip(picks, rates, strict=True))
     return min(1.0, found / used)
 
 
-def _held(rates: list[float], time: float) -> float:
-    exp = math.exp
-    return sum(1 - exp(-rate * time) for rate in rates)
+def _time_to_hold(rates: list[float], slots: int) -> float:
+    """The T at which a cache holds ``slots``, by Newton's method.
+
+    What is held grows with T ever more slowly, so each step from the left stays left of it.
+    """
+    time, exp = 1e-3, math.exp
+    for _ in range(40):
+        out = [exp(-rate * time) for rate in rates]
+        held = len(rates) - sum(out)
+        slope = sum(rate * left for rate, left in zip(rates, out, strict=True) if left)
+        if slots - held < 1e-6 * slots or slope <= 0:
+            break
+        time += (slots - held) / slope
+    return time
 
 
 @lru_cache(maxsize=256)

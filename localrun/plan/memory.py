@@ -15,7 +15,7 @@ from typing import Final
 from localrun.formats.header import TensorInfo
 from localrun.models.cache import row_bytes
 from localrun.models.spec import Group, ModelSpec
-from localrun.plan.plan import Execution
+from localrun.plan.plan import Execution, KvType
 from localrun.plan.seats import Seats, largest_upload, weights_held
 
 # Sequences that the runner keeps whatever a plan asks; in a unified cache they share the cells.
@@ -36,6 +36,8 @@ _HEAD_ROWS: Final = 2
 _LATENT: Final = 2.55
 
 
+# A layer with a state instead of rows: what its matrices make, and as much for the convolution.
+_RECURRENT: Final = 2.0
 # What a process holds beside the buffers: strings of a vocabulary's entry, and its merges where
 # there are some; nodes of three graphs, a layer; what the library starts with.
 _ENTRY, _MERGED_ENTRY, _LAYER, _START = 220, 360, 40_000, 500_000
@@ -158,7 +160,8 @@ def device_compute_bytes(
     mask = cells(n_ctx) * _HALF
     body = _masks(spec) * mask + (floats + spec.width) * _FLOAT
     last = _head_bytes(spec, mask) if head else 0
-    return min(ubatch, max(n_ctx, 1)) * int(max(body, last) + _INPUTS) + uploaded
+    tokens = min(ubatch, max(n_ctx, 1))
+    return int(max(tokens * body + _states(spec), tokens * last)) + tokens * _INPUTS + uploaded
 
 
 def host_compute_bytes(spec: ModelSpec, ubatch: int, n_ctx: int) -> int:
@@ -191,6 +194,9 @@ def layer_floats(spec: ModelSpec, layers: Iterable[int] | None = None, *, scores
             if layer in blocks:
                 blocks[layer].cached += rows.elements
                 blocks[layer].latent |= rows.kind == "latent"
+    for layer, _ in spec.state_bytes:
+        if layer in blocks:
+            blocks[layer].recurrent = not blocks[layer].cached
     widest = (block.floats(spec.width, spec.heads, scores) for block in blocks.values())
     return max(widest, default=3.0 * spec.ffn_width + scores)
 
@@ -206,6 +212,7 @@ class _Block:
     used: int = 1
     cached: int = 0
     latent: bool = False
+    recurrent: bool = False
 
     def add(self, group: Group, width: int) -> None:
         made = group.active_parameters / width
@@ -230,6 +237,8 @@ class _Block:
     def _attention(self, output: float, scores: int) -> float:
         if self.latent:
             return _LATENT * output + scores
+        if self.recurrent:
+            return _RECURRENT * self.attention
         if scores:
             return self.attention + scores
         # Flash attention begins when keys and values are in the cache, and reuses their place.
@@ -250,16 +259,23 @@ def _masks(spec: ModelSpec) -> int:
     return 1 + (len({bool(rows.window) for rows in spec.caches}) > 1)
 
 
-def _kv_by_layer(spec: ModelSpec, execution: Execution) -> dict[int, int]:
-    rows_of = cells(max(execution.n_ctx, _sequences(execution)))
+def kv_by_layer(spec: ModelSpec, n_ctx: int, kv_type: KvType, parallel: int) -> dict[int, int]:
+    """The cache of ``n_ctx`` cells by layer. Windows do not shorten it: it is kept whole so that it
+    can be cut anywhere. Fixed states are kept for every sequence."""
+    sequences = max(SEQUENCES, parallel)
+    rows_of = cells(max(n_ctx, sequences))
     kept: dict[int, int] = {}
     for rows in spec.caches:
         count = -(-rows_of // rows.tokens_per_row)
         for layer in rows.layers:
-            kept[layer] = kept.get(layer, 0) + count * row_bytes(rows, execution.kv_type)
+            kept[layer] = kept.get(layer, 0) + count * row_bytes(rows, kv_type)
     for layer, size in spec.state_bytes:
-        kept[layer] = kept.get(layer, 0) + size * _sequences(execution)
+        kept[layer] = kept.get(layer, 0) + size * sequences
     return kept
+
+
+def _kv_by_layer(spec: ModelSpec, execution: Execution) -> dict[int, int]:
+    return kv_by_layer(spec, execution.n_ctx, execution.kv_type, execution.parallel)
 
 
 def _kv(spec: ModelSpec, execution: Execution, seats: Seats) -> dict[str, int]:
@@ -287,6 +303,7 @@ def _compute(spec: ModelSpec, execution: Execution, seats: Seats, uploaded: int)
     mask = cells(n_ctx) * (_HALF if flash else _FLOAT)
     floats = layer_floats(spec, here, scores=0 if flash else spec.heads * cells(n_ctx))
     body = tokens * (_masks(spec) * mask + floats * _FLOAT)
+    body += _states(spec, _sequences(execution))
     if flash and execution.kv_type == "f32":
         # Flash attention reads 16-bit numbers: one layer's are converted at a time.
         body += cells(n_ctx) * _elements(spec) * _HALF
@@ -295,6 +312,11 @@ def _compute(spec: ModelSpec, execution: Execution, seats: Seats, uploaded: int)
         last += tokens * spec.width * _FLOAT
     found["ram"] = int(max(body, last)) + tokens * _INPUTS
     return found
+
+
+def _states(spec: ModelSpec, sequences: int = SEQUENCES) -> int:
+    """One layer's states of all sequences, gathered for a step."""
+    return sequences * max((size for _, size in spec.state_bytes), default=0)
 
 
 def _head_bytes(spec: ModelSpec, mask: int) -> int:

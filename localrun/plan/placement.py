@@ -8,10 +8,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from localrun.plan.constants import DEVICE_CONTEXT, FRAGMENTS, STAGING
+from localrun.plan.constants import DEVICE_CONTEXT, STAGING
+from localrun.plan.engines import Engine
 from localrun.plan.plan import Budget, KvType
-from localrun.plan.rooms import Room, Rooms
+from localrun.plan.rooms import SIMULATED, Room, Rooms
 from localrun.plan.stack import NONE, Layer, Stack, Weights
+
+
+@dataclass(frozen=True, slots=True)
+class Buffers:
+    """Bytes for a micro-batch: on a card, on the card or host with the output layer, on a host
+    beside cards."""
+
+    card: int = 0
+    head: int = 0
+    host: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +36,7 @@ class Choice:
     kv_type: KvType
     ubatch: int
     card_layers: int
+    buffers: Buffers = Buffers()
     host_experts: int = 0
     kv_on_cards: bool = True
     slots: bool = False
@@ -102,6 +114,7 @@ class Assignment:
     card_slots: int = 0
     host_slots: int = 0
     disk_tables: int = 0
+    fragments: float = 0.0
 
     @property
     def loads(self) -> list[Load]:
@@ -146,11 +159,11 @@ def slot_bytes(layers: list[Layer]) -> int:
     return sum(layer.experts.bytes for layer in layers if layer.experts)
 
 
-def place(choice: Choice, stack: Stack, rooms: Rooms) -> Assignment:
+def place(choice: Choice, stack: Stack, rooms: Rooms, engine: Engine) -> Assignment:
     """Put every byte of ``stack`` somewhere; ``missing`` says where it is too much."""
     cards = [Load(room) for room in rooms.cards] if choice.card_layers > 0 else []
     host = Load(rooms.host) if rooms.host else None
-    made = Assignment(choice, stack, cards, host, rooms.disk)
+    made = Assignment(choice, stack, cards, host, rooms.disk, fragments=engine.fragments)
     _buffers(made)
     _layers(made)
     _outside(made)
@@ -159,19 +172,15 @@ def place(choice: Choice, stack: Stack, rooms: Rooms) -> Assignment:
     return made
 
 
-def device_compute_bytes(spec, ubatch, n_ctx):
-    return ubatch * (spec.vocabulary * 4 + spec.width * 40) + (64 << 20)
-
-
 def _buffers(made: Assignment) -> None:
     """What is there whatever is placed."""
-    spec, choice = made.stack.spec, made.choice
-    compute = device_compute_bytes(spec, choice.ubatch, choice.n_ctx)
-    for load in made.cards or made.loads:
-        load.compute = compute
+    buffers = made.choice.buffers
     for load in made.cards:
-        if load.room.tier.kind == "vram" and load.room.tier.device != "simulated":
+        load.compute = buffers.card
+        if load.room.tier.kind == "vram" and load.room.tier.device != SIMULATED:
             load.overhead = DEVICE_CONTEXT
+    if made.host is not None:
+        made.host.compute = buffers.host if made.cards else buffers.head
 
 
 def _layers(made: Assignment) -> None:
@@ -192,10 +201,10 @@ def _layers(made: Assignment) -> None:
         size = layer.dense.bytes + kv + whole * layer.routed.bytes
         if slotted:
             at = max(at, _even(made.cards, layer.index / len(made.stack.layers)))
-        at = _next(made.cards, at, int(size * (1 + FRAGMENTS)))
+        at = _next(made.cards, at, int(size * (1 + made.fragments)))
         made.cards[at].take(layer, kv, whole=whole)
         if made.cards[at].room.tier.kind == "vram":
-            made.cards[at].overhead += int(FRAGMENTS * size)
+            made.cards[at].overhead += int(made.fragments * size)
         if host is not None:
             host.kv += layer.kv - kv
             if to_host:
@@ -227,6 +236,7 @@ def _outside(made: Assignment) -> None:
     base = made.host or made.cards[0]
     last = _last(made.cards) if made.cards else base
     last.head = stack.head
+    last.compute = made.choice.buffers.head
     base.embedding = stack.embedding.bytes
     base.extras = stack.draft.bytes + stack.vision.bytes
     if made.choice.tables == "disk":
@@ -234,10 +244,26 @@ def _outside(made: Assignment) -> None:
     else:
         base.tables = stack.table_bytes
     if last.room.tier.kind == "vram":
-        last.overhead += int(FRAGMENTS * stack.head.bytes)
+        last.overhead += int(made.fragments * stack.head.bytes)
+    copied = _largest_matrix(made.host) if made.host else 0
     for load in made.cards:
+        load.compute += copied
         if not load.layers and load is not last:  # nothing runs there
             load.compute = load.overhead = 0
+
+
+def _largest_matrix(host: Load) -> int:
+    """At most: a matrix of the host's is copied to the card that computes a long prompt with it.
+
+    A layer's experts are three matrices, and no other part of it is fewer.
+    """
+    return max(
+        (
+            *(layer.routed.bytes // 3 for layer in host.experts),
+            *(layer.dense.bytes // 3 for layer in host.layers),
+        ),
+        default=0,
+    )
 
 
 def _last(cards: list[Load]) -> Load:

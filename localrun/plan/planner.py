@@ -35,7 +35,7 @@ def plan(
     check(request, machine, spec)
     best, nearest = search(spec, machine, request, source, fit)
     if best is not None:
-        return assemble(best, spec, machine, request, source, fit, explore=explore)
+        return assemble(best, spec, machine, source, explore=explore)
     if nearest is None:
         raise PlanRequestError("no backend can be planned for")
     raise refusal(nearest, spec, machine, request, source, fit)

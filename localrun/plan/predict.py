@@ -47,6 +47,18 @@ class Terms:
         return max(self.parts, key=lambda name: self.parts[name])
 
 
+def mean(first: Terms, second: Terms, share: float) -> Terms:
+    """``share`` of the one and the rest of the other."""
+    names = dict.fromkeys((*first.parts, *second.parts))
+    return Terms(
+        {
+            name: share * first.parts.get(name, 0.0) + (1 - share) * second.parts.get(name, 0.0)
+            for name in names
+        },
+        share * first.hidden + (1 - share) * second.hidden,
+    )
+
+
 def token_terms(
     work: Token, rooms: Rooms, engine: Engine, fit: Constants, threads: int | None = None
 ) -> Terms:
@@ -108,7 +120,8 @@ def _host(
     fit: Constants,
     threads: int | None,
 ) -> None:
-    assert work.host is not None and rooms.host is not None
+    assert work.host is not None
+    assert rooms.host is not None
     tier = rooms.host.tier
     rate = host_rate(tier, rooms.machine.compute, engine, fit, threads)
     stream = _stream(tier)

@@ -13,6 +13,8 @@ from localrun.hardware.machine import DiskReads, Machine, Speed, Tier
 from localrun.plan.engines import Engine
 from localrun.plan.plan import PlanRequest
 
+SIMULATED = "simulated"
+
 
 @dataclass(frozen=True, slots=True)
 class Room:
@@ -78,7 +80,7 @@ def rooms(machine: Machine, request: PlanRequest, engine: Engine, device: bool) 
             kind="vram",
             capacity_bytes=request.vram_bytes,
             usable_bytes=request.vram_bytes,
-            device="simulated",
+            device=SIMULATED,
             link=ram.read,
         )
         cards = [Room(simulated, request.vram_bytes, True)]

@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from localrun.hardware.machine import Machine
+from localrun.models.cache import by_layer
 from localrun.models.spec import ModelSpec
-from localrun.plan import predict, work
+from localrun.plan import memory, predict, work
 from localrun.plan.constants import FITTED, Constants
 from localrun.plan.engines import Engine, engine
 from localrun.plan.hits import TYPICAL_SKEW
-from localrun.plan.placement import Assignment, Choice, place
+from localrun.plan.placement import Assignment, Buffers, Choice, place
 from localrun.plan.plan import KvType, PlannedFile, PlanRequest
 from localrun.plan.rooms import Rooms, rooms
 from localrun.plan.stack import Stack, stack
@@ -53,14 +54,78 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
+class Task:
+    """What stays the same while choices are weighed."""
+
+    stack: Stack
+    rooms: Rooms
+    request: PlanRequest
+    engine: Engine
+    fit: Constants
+
+    def place(self, choice: Choice) -> Assignment:
+        return place(choice, self.stack, self.rooms, self.engine)
+
+    def fits(self, choice: Choice) -> bool:
+        return not self.place(choice).missing
+
+    def seconds(self, made: Assignment) -> float:
+        """Predicted time of the request's workload."""
+        decode = self.request.workload.output * self.token_ms(made)
+        return (self.prefill_ms(made) + decode) / 1e3
+
+    def token_ms(self, made: Assignment) -> float:
+        """Predicted time of one decoded token."""
+        token = work.token(made, TYPICAL_SKEW)
+        return predict.token_terms(
+            token, self.rooms, self.engine, self.fit, self.request.threads
+        ).total
+
+    def prefill_ms(self, made: Assignment) -> float:
+        """Predicted time of the workload's prompt."""
+        if self.request.workload.prompt == 0:
+            return 0.0
+        return self.prompt_terms(made).total * self.chunks(made)
+
+    def chunks(self, made: Assignment) -> float:
+        """How many micro-batches the prompt comes in; the last one counts as a part."""
+        return max(1.0, self.request.workload.prompt / made.choice.ubatch)
+
+    def prompt_terms(self, made: Assignment) -> predict.Terms:
+        """A chunk of the prompt, in the mean of all: the first finds no experts in a cache."""
+        flow, spec = self.request.workload, made.stack.spec
+        shorter = self.engine.prefill_layers and spec.prefill_layers
+        layers = spec.prefill_layers if shorter else len(made.stack.layers)
+        tokens = max(1, min(made.choice.ubatch, flow.prompt))
+        depth = flow.depth + flow.prompt // 2
+        first, later = (
+            predict.chunk_terms(
+                work.chunk(made, tokens, layers, depth, TYPICAL_SKEW, cold=cold),
+                self.rooms,
+                self.engine,
+                self.fit,
+            )
+            for cold in (True, False)
+        )
+        return predict.mean(first, later, 1 / self.chunks(made))
+
+
+@dataclass(frozen=True, slots=True)
 class Solution:
-    """The best assignment of one candidate, with what was weighed to find it."""
+    """The best assignment of one candidate, and the task that it solves."""
 
     candidate: Candidate
-    engine: Engine
-    rooms: Rooms
+    task: Task
     assignment: Assignment
     seconds: float
+
+    @property
+    def rooms(self) -> Rooms:
+        return self.task.rooms
+
+    @property
+    def engine(self) -> Engine:
+        return self.task.engine
 
 
 def search(
@@ -70,200 +135,162 @@ def search(
     source: Source,
     fit: Constants = FITTED,
 ) -> tuple[Solution | None, Solution | None]:
-    """The fastest assignment that fits, over all candidates, or the one that lacks least."""
+    """The fastest assignment that fits, over all candidates, and otherwise the one that lacks
+    least."""
     best: Solution | None = None
     nearest: Solution | None = None
     for candidate in source.candidates:
         kind = engine(candidate.backend)
         there = rooms(machine, request, kind, candidate.device)
         for n_ctx in contexts(spec, request):
-            found, lacking = _fastest(spec, there, request, kind, n_ctx, fit)
+            task = Task(arrange(spec, request, kind, n_ctx), there, request, kind, fit)
+            found, lacking = _fastest(task, n_ctx)
             if found is not None:
-                solution = Solution(candidate, kind, there, *found)
+                solution = Solution(candidate, task, *found)
                 if best is None or solution.seconds < best.seconds:
                     best = solution
                 break
-            if lacking is not None and (nearest is None or _lack(lacking) < _least(nearest)):
-                nearest = Solution(candidate, kind, there, lacking, 0.0)
+            if lacking is not None and (
+                nearest is None or _lack(lacking) < _lack(nearest.assignment)
+            ):
+                nearest = Solution(candidate, task, lacking, 0.0)
     return best, nearest
 
 
-def _least(solution: Solution) -> int:
-    return _lack(solution.assignment)
+def arrange(spec: ModelSpec, request: PlanRequest, kind: Engine, n_ctx: int) -> Stack:
+    """The model at a context, its cache as the engine lays it out."""
+    kv_type = kv_type_of(request, kind, spec)
+    depth = request.workload.depth + request.workload.prompt
+    if kind.cells:
+        kept = memory.kv_by_layer(spec, n_ctx * request.parallel, kv_type, request.parallel)
+    else:
+        kept = {
+            layer: size * request.parallel for layer, size in by_layer(spec, n_ctx, kv_type).items()
+        }
+    return stack(spec, kept, kv_type, depth)
+
+
+def _fastest(task: Task, n_ctx: int) -> tuple[tuple[Assignment, float] | None, Assignment | None]:
+    """The fastest assignment at one context, or none and the one that lacks least."""
+    best: tuple[Assignment, float] | None = None
+    nearest: Assignment | None = None
+    for choice in _choices(task, n_ctx):
+        made = task.place(choice)
+        if made.missing:
+            if nearest is None or _lack(made) < _lack(nearest):
+                nearest = made
+            continue
+        time = task.seconds(made)
+        if best is None or time < best[1] * (1 - 1e-9):
+            best = made, time
+    return best, nearest
 
 
 def _lack(made: Assignment) -> int:
     return sum(made.missing.values())
 
 
-def _fastest(
-    spec: ModelSpec,
-    there: Rooms,
-    request: PlanRequest,
-    kind: Engine,
-    n_ctx: int,
-    fit: Constants,
-) -> tuple[tuple[Assignment, float] | None, Assignment | None]:
-    """The fastest assignment at one context, or none and the one that lacks least."""
-    kv_type = kv_type_of(request, kind, spec)
-    flow = request.workload
-    arranged = stack(spec, n_ctx * request.parallel, kv_type, flow.depth + flow.prompt)
-    best: tuple[Assignment, float] | None = None
-    nearest: Assignment | None = None
-    for choice in _choices(arranged, there, request, kind, n_ctx, kv_type):
-        made = place(choice, arranged, there)
-        if made.missing:
-            if nearest is None or _lack(made) < _lack(nearest):
-                nearest = made
-            continue
-        time = seconds(made, there, kind, request, fit)
-        if best is None or time < best[1] * (1 - 1e-9):
-            best = made, time
-    return best, nearest
-
-
-def seconds(
-    made: Assignment, there: Rooms, kind: Engine, request: PlanRequest, fit: Constants
-) -> float:
-    """Predicted time of the request's workload."""
-    decode = predict.token_terms(
-        work.token(made, TYPICAL_SKEW), there, kind, fit, request.threads
-    ).total
-    flow = request.workload
-    return (prefill_ms(made, there, kind, request, fit) + flow.output * decode) / 1e3
-
-
-def prefill_ms(
-    made: Assignment, there: Rooms, kind: Engine, request: PlanRequest, fit: Constants
-) -> float:
-    """Predicted time of the workload's prompt."""
-    flow = request.workload
-    if flow.prompt == 0:
-        return 0.0
-    tokens = min(made.choice.ubatch, flow.prompt)
-    return prompt_terms(made, there, kind, request, fit).total * flow.prompt / tokens
-
-
-def prompt_terms(
-    made: Assignment, there: Rooms, kind: Engine, request: PlanRequest, fit: Constants
-) -> predict.Terms:
-    """One chunk of the prompt, in the middle of it."""
-    flow = request.workload
-    spec = made.stack.spec
-    layers = spec.prefill_layers if kind.prefill_layers and spec.prefill_layers else 1 << 30
-    tokens = max(1, min(made.choice.ubatch, flow.prompt))
-    depth = flow.depth + flow.prompt // 2
-    chunk = work.chunk(made, tokens, layers, depth, TYPICAL_SKEW)
-    return predict.chunk_terms(chunk, there, kind, fit)
-
-
-def _choices(
-    arranged: Stack,
-    there: Rooms,
-    request: PlanRequest,
-    kind: Engine,
-    n_ctx: int,
-    kv_type: KvType,
-) -> Iterator[Choice]:
+def _choices(task: Task, n_ctx: int) -> Iterator[Choice]:
     """What is worth weighing."""
+    request, spec = task.request, task.stack.spec
+    cells = n_ctx * request.parallel
+    floats = memory.layer_floats(spec)
     ubatches = UBATCHES if request.ubatch is None else (request.ubatch,)
-    for ubatch in ubatches:
-        if ubatch > n_ctx and ubatch != ubatches[0]:
-            continue
-        for tables in _table_places(arranged, there, request):
+    for ubatch in dict.fromkeys(min(ubatch, cells) for ubatch in ubatches):
+        buffers = Buffers(
+            card=memory.device_compute_bytes(spec, ubatch, cells, head=False, floats=floats),
+            head=memory.device_compute_bytes(spec, ubatch, cells, floats=floats),
+            host=memory.host_compute_bytes(spec, ubatch, cells),
+        )
+        for tables in _table_places(task):
             base = Choice(
                 n_ctx,
-                kv_type,
-                min(ubatch, n_ctx),
+                kv_type_of(request, task.engine, spec),
+                ubatch,
                 0,
+                buffers=buffers,
                 tables=tables,
                 cache_bytes=request.expert_cache_bytes,
             )
-            if kind.experts == "slots" and arranged.routed and request.cpu_expert_layers is None:
-                yield from _slotted(base, arranged, there, request, kind)
-            yield from _layered(base, arranged, there, request)
+            if request.cpu_expert_layers is None and task.engine.experts == "slots":
+                yield from _slotted(base, task)
+            yield from _layered(base, task)
 
 
-def _table_places(arranged: Stack, there: Rooms, request: PlanRequest) -> tuple[str, ...]:
+def _table_places(task: Task) -> tuple[str, ...]:
     """N-gram tables are as good on disk for decoding; RAM is worth it only where it lies idle."""
-    if not arranged.tables:
+    if not task.stack.tables:
         return ("",)
-    if request.engram is not None:
-        return (request.engram,)
-    return ("disk", "ram") if there.disk is not None else ("ram",)
+    if task.request.engram is not None:
+        return (task.request.engram,)
+    return ("disk", "ram") if task.rooms.disk is not None else ("ram",)
 
 
-def _slotted(
-    base: Choice, arranged: Stack, there: Rooms, request: PlanRequest, kind: Engine
-) -> Iterator[Choice]:
-    whole = len(arranged.layers) + 1
-    wanted = request.gpu_layers
-    for layers in dict.fromkeys((whole if there.cards else 0, 0)):
+def _slotted(base: Choice, task: Task) -> Iterator[Choice]:
+    """All layers on cards or none, experts singly wherever there is room."""
+    if not task.stack.routed:
+        return
+    whole = len(task.stack.layers) + 1
+    wanted = task.request.gpu_layers
+    may_stream = task.engine.streams != "no" and task.rooms.disk is not None
+    for layers in dict.fromkeys((whole if task.rooms.cards else 0, 0)):
         if wanted is not None and layers != min(wanted, whole):
             continue
-        if layers == 0 and there.host is None:
+        if layers == 0 and task.rooms.host is None:
             continue
-        for kv_on_cards in (True, False) if layers and there.host is not None else (True,):
+        apart = layers and task.rooms.host is not None
+        for kv_on_cards in (True, False) if apart else (True,):
             choice = replace(base, card_layers=layers, slots=True, kv_on_cards=kv_on_cards)
-            made = place(choice, arranged, there)
-            if not made.streams or (kind.streams != "no" and there.disk is not None):
+            if may_stream or not task.place(choice).streams:
                 yield choice
 
 
-def _layered(base: Choice, arranged: Stack, there: Rooms, request: PlanRequest) -> Iterator[Choice]:
+def _layered(base: Choice, task: Task) -> Iterator[Choice]:
     """Ends of the range of whole layers that fit."""
-    whole = len(arranged.layers) + 1
-    if not there.cards:
+    whole = len(task.stack.layers) + 1
+    if not task.rooms.cards:
         yield base
         return
-    if there.host is None:
+    if task.rooms.host is None:
         yield replace(base, card_layers=whole)
         return
-    routed = len(arranged.routed)
+    pinned = task.request.gpu_layers is not None or task.request.cpu_expert_layers is not None
     for kv_on_cards in (True, False):
         start = replace(base, kv_on_cards=kv_on_cards)
-        if request.gpu_layers is not None or request.cpu_expert_layers is not None:
-            layers = whole if request.gpu_layers is None else min(request.gpu_layers, whole)
-            yield from _pinned(replace(start, card_layers=layers), arranged, there, request)
-            continue
-        full = replace(start, card_layers=whole)
-        apart = _least_fitting(
-            routed,
-            lambda n, at=full: not place(replace(at, host_experts=n), arranged, there).missing,
-        )
-        if apart is not None:
-            yield replace(full, host_experts=apart)
-            if apart < routed:
-                yield replace(full, host_experts=routed)
-        else:
-            yield replace(full, host_experts=routed)
-        fewer = _least_fitting(
-            whole,
-            lambda n, at=start: (
-                not place(
-                    replace(at, card_layers=whole - n, host_experts=routed), arranged, there
-                ).missing
-            ),
-        )
-        if fewer:
-            yield replace(start, card_layers=whole - fewer, host_experts=routed)
-    if request.gpu_layers is None and request.cpu_expert_layers is None:
-        yield replace(base, card_layers=0)
+        yield from _pinned(start, task) if pinned else _ends(start, task)
+    if not pinned:
+        yield base
 
 
-def _pinned(start: Choice, arranged: Stack, there: Rooms, request: PlanRequest) -> Iterator[Choice]:
-    """The user's layers; what is left open is solved around them."""
-    routed = len(arranged.routed)
-    if request.cpu_expert_layers is not None:
-        yield replace(start, host_experts=min(request.cpu_expert_layers, routed))
+def _ends(start: Choice, task: Task) -> Iterator[Choice]:
+    """All layers on cards with the fewest experts left to the host; else the most layers."""
+    whole, routed = len(task.stack.layers) + 1, len(task.stack.routed)
+    full = replace(start, card_layers=whole)
+    apart = _least(routed, lambda n: task.fits(replace(full, host_experts=n)))
+    yield replace(full, host_experts=routed)
+    if apart is not None:
+        yield replace(full, host_experts=apart)
         return
-    apart = _least_fitting(
-        routed, lambda n: not place(replace(start, host_experts=n), arranged, there).missing
-    )
-    yield replace(start, host_experts=routed if apart is None else apart)
+    bare = replace(start, host_experts=routed)
+    fewer = _least(whole, lambda n: task.fits(replace(bare, card_layers=whole - n)))
+    if fewer is not None:
+        yield replace(bare, card_layers=whole - fewer)
 
 
-def _least_fitting(most: int, fits: Callable[[int], bool]) -> int | None:
+def _pinned(start: Choice, task: Task) -> Iterator[Choice]:
+    """The user's layers; what is left open is solved around them."""
+    request, routed = task.request, len(task.stack.routed)
+    whole = len(task.stack.layers) + 1
+    layers = whole if request.gpu_layers is None else min(request.gpu_layers, whole)
+    chosen = replace(start, card_layers=layers)
+    if request.cpu_expert_layers is not None:
+        yield replace(chosen, host_experts=min(request.cpu_expert_layers, routed))
+        return
+    apart = _least(routed, lambda n: task.fits(replace(chosen, host_experts=n)))
+    yield replace(chosen, host_experts=routed if apart is None else apart)
+
+
+def _least(most: int, fits: Callable[[int], bool]) -> int | None:
     """The least of 0 to ``most`` that fits, where more always fits better; None if none does."""
     if not fits(most):
         return None

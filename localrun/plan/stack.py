@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from localrun.models.cache import by_layer, row_bytes
+from localrun.models.cache import row_bytes
 from localrun.models.spec import Experts, Group, GroupKind, ModelSpec, Table
 from localrun.plan.plan import KvType
 
@@ -116,9 +116,8 @@ def weights(groups: Iterable[Group]) -> Weights:
     return total
 
 
-def stack(spec: ModelSpec, n_ctx: int, kv_type: KvType, depth: int) -> Stack:
-    """Arrange ``spec`` for a context of ``n_ctx`` and predictions at ``depth`` tokens."""
-    kv = by_layer(spec, n_ctx, kv_type)
+def stack(spec: ModelSpec, kv: Mapping[int, int], kv_type: KvType, depth: int) -> Stack:
+    """Arrange ``spec`` with ``kv`` bytes of cache by layer, for predictions at ``depth`` tokens."""
     kv_read = _read_by_layer(spec, depth, kv_type)
     dense: dict[int, list[Group]] = {index: [] for index in range(max(spec.layers, 1))}
     routed: dict[int, list[Group]] = {}

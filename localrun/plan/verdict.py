@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from localrun.hardware.machine import Machine
 from localrun.plan.plan import Prediction
 from localrun.plan.search import Solution
 
@@ -15,7 +14,7 @@ _BOUND = {
 }
 
 
-def verdict(found: Solution, prediction: Prediction, machine: Machine) -> str:
+def verdict(found: Solution, prediction: Prediction) -> str:
     """One sentence with the speed, its band, and what binds it."""
     made, speed = found.assignment, prediction.decode_tps
     where = _where(found)

@@ -7,10 +7,8 @@ from dataclasses import replace
 
 from localrun.hardware.machine import Machine
 from localrun.models.spec import ModelSpec
-from localrun.plan.constants import Constants
-from localrun.plan.placement import place
-from localrun.plan.plan import PlanRequest, Prediction
-from localrun.plan.search import Solution, Source, seconds
+from localrun.plan.plan import Prediction
+from localrun.plan.search import Solution
 
 # A card that makes a run faster by less than this is not worth its memory.
 _WORTH = 1.15
@@ -21,22 +19,16 @@ _MOST = 0.5
 
 
 def warnings(
-    found: Solution,
-    spec: ModelSpec,
-    machine: Machine,
-    request: PlanRequest,
-    source: Source,
-    fit: Constants,
-    prediction: Prediction,
+    found: Solution, spec: ModelSpec, machine: Machine, prediction: Prediction
 ) -> tuple[str, ...]:
     """One line each, the weightiest first."""
     return (
         *_backend(found, machine),
         *_model(spec, found),
-        *_split(found, spec, prediction),
+        *_split(found, prediction),
         *_mapped(found, spec),
         *_disk(found, prediction),
-        *_idle_card(found, request, fit),
+        *_idle_card(found),
         *_assumed(found, prediction),
     )
 
@@ -66,7 +58,7 @@ def _model(spec: ModelSpec, found: Solution) -> Iterator[str]:
     yield from spec.notes
 
 
-def _split(found: Solution, spec: ModelSpec, prediction: Prediction) -> Iterator[str]:
+def _split(found: Solution, prediction: Prediction) -> Iterator[str]:
     made = found.assignment
     if not made.cards or made.host is None:
         return
@@ -105,15 +97,15 @@ def _disk(found: Solution, prediction: Prediction) -> Iterator[str]:
         )
 
 
-def _idle_card(found: Solution, request: PlanRequest, fit: Constants) -> Iterator[str]:
+def _idle_card(found: Solution) -> Iterator[str]:
     """A card beside a disk that sets the pace may change nothing."""
     made = found.assignment
     if not made.cards or made.host is None or not made.streams:
         return
-    without = place(replace(made.choice, card_layers=0), made.stack, found.rooms)
+    without = found.task.place(replace(made.choice, card_layers=0))
     if without.missing:
         return
-    slower = seconds(without, found.rooms, found.engine, request, fit)
+    slower = found.task.seconds(without)
     if slower < found.seconds * _WORTH:
         gain = max(0.0, slower / found.seconds - 1)
         yield f"the GPU makes this run {gain:.0%} faster: reads from disk set its pace"

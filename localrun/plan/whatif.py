@@ -7,9 +7,7 @@ from dataclasses import replace
 
 from localrun.hardware.machine import Machine, Tier
 from localrun.models.spec import Experts, Group, ModelSpec, Table
-from localrun.plan import predict, work
-from localrun.plan.constants import GIB, Constants
-from localrun.plan.hits import TYPICAL_SKEW
+from localrun.plan.constants import GIB
 from localrun.plan.plan import PlanRequest, WhatIf
 from localrun.plan.search import Solution, Source, search
 
@@ -28,25 +26,18 @@ _LADDER = (
 
 
 def what_if(
-    found: Solution,
-    spec: ModelSpec,
-    machine: Machine,
-    request: PlanRequest,
-    source: Source,
-    fit: Constants,
+    found: Solution, spec: ModelSpec, machine: Machine, source: Source
 ) -> tuple[WhatIf, ...]:
     """Decode speed after each change that applies, alone."""
     # What was chosen stays: a full search for each change would cost more than the plan.
-    choice = found.assignment.choice
+    choice, request = found.assignment.choice, found.task.request
     fixed = replace(request, ubatch=choice.ubatch, n_ctx=choice.n_ctx, kv_type=choice.kv_type)
     only = replace(source, candidates=(found.candidate,))
     answers = []
     for change, other_spec, other_machine, other_request in _changes(found, spec, machine, fixed):
-        better, _ = search(other_spec, other_machine, other_request, only, fit)
+        better, _ = search(other_spec, other_machine, other_request, only, found.task.fit)
         if better is not None:
-            token = work.token(better.assignment, TYPICAL_SKEW)
-            terms = predict.token_terms(token, better.rooms, better.engine, fit, request.threads)
-            answers.append(WhatIf(change, round(1e3 / terms.total, 3)))
+            answers.append(WhatIf(change, round(1e3 / better.task.token_ms(better.assignment), 3)))
     return tuple(answers)
 
 

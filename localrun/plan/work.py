@@ -130,10 +130,16 @@ def _handovers(made: Assignment, on_cards: float) -> int:
     return apart + (1 if made.host.layers else 0)
 
 
-def chunk(made: Assignment, tokens: int, layers: int, depth: int, skew: float) -> Chunk:
-    """The work of ``tokens`` tokens of prompt together, in the first ``layers`` layers."""
+def chunk(
+    made: Assignment, tokens: int, layers: int, depth: int, skew: float, *, cold: bool
+) -> Chunk:
+    """The work of ``tokens`` tokens of prompt together, in the first ``layers`` layers.
+
+    ``cold`` is a chunk that finds nothing in the cache of experts yet.
+    """
     slotted = {layer.index for layer in made.slotted}
     kept = (made.card_slots + made.host_slots) / made.experts if made.slotted else 1.0
+    kept = 0.0 if cold and made.streams else kept
     held = made.card_slots / made.experts if made.slotted else 1.0
     card_parameters, card_bytes = [], []
     host_parameters = host_bytes = streamed = 0.0
