@@ -57,6 +57,7 @@ class Seats:
         ]
         self._offloaded = min(execution.gpu_layers, spec.layers + 1)
         self._first = spec.layers + 1 - self._offloaded
+        self._output = spec.layers
         self._shares = list(accumulate(execution.tensor_split)) or [1.0]
         named = {tier for _, tier in execution.tensor_overrides if tier.startswith("vram")}
         if self._offloaded:
@@ -77,7 +78,7 @@ class Seats:
                 return tier
         if piece.kind in ("embedding", "engram"):
             return "ram"
-        return self.layer(self._first + self._offloaded - 1 if piece.layer < 0 else piece.layer)
+        return self.layer(self._output if piece.layer < 0 else piece.layer)
 
 
 @dataclass(frozen=True, slots=True)
