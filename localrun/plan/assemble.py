@@ -125,9 +125,8 @@ def execution(
     """What a runner is told."""
     made, choice = found.assignment, found.assignment.choice
     threads = request.threads or max(1, min(machine.cpu.usable, machine.cpu.cores))
-    split = [float(len(load.layers)) for load in made.cards] if len(made.cards) > 1 else []
-    if split:
-        split[-1] += 1  # the head
+    # The head is one more layer of the card it is on.
+    split = [float(len(load.layers) + bool(load.head.tensors)) for load in made.cards]
     return Execution(
         n_ctx=choice.n_ctx,
         ubatch=choice.ubatch,
@@ -138,7 +137,7 @@ def execution(
         gpu_layers=choice.card_layers,
         parallel=request.parallel,
         kv_on_device=choice.kv_on_cards,
-        tensor_split=tuple(split),
+        tensor_split=tuple(split) if len(split) > 1 else (),
         tensor_overrides=_overrides(made),
         slots_per_layer=made.host_slots + made.card_slots if made.slotted else 0,
         engram=choice.tables,

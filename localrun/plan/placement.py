@@ -234,7 +234,7 @@ def _outside(made: Assignment) -> None:
     is not used while decoding stay with the host."""
     stack = made.stack
     base = made.host or made.cards[0]
-    last = _last(made.cards) if made.cards else base
+    last = _last(made) if made.cards else base
     last.head = stack.head
     last.compute = made.choice.buffers.head
     base.embedding = stack.embedding.bytes
@@ -266,9 +266,12 @@ def _largest_matrix(host: Load) -> int:
     )
 
 
-def _last(cards: list[Load]) -> Load:
-    """The last card that computes a layer; where none does, the first."""
-    return next((load for load in reversed(cards) if load.layers), cards[0])
+def _last(made: Assignment) -> Load:
+    """The card for the output layer: the last that computes a layer, or the next with room."""
+    used = max((at for at, load in enumerate(made.cards) if load.layers), default=0)
+    buffers, head = made.choice.buffers, made.stack.head.bytes
+    size = int(head * (1 + made.fragments)) + buffers.head - buffers.card
+    return made.cards[_next(made.cards, used, size)]
 
 
 def _slots(made: Assignment) -> None:

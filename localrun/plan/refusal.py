@@ -56,9 +56,9 @@ def _would_fit(
             yield f"it would fit with --ctx {n_ctx}"
             break
     narrower = replace(request, kv_type="q8_0")
-    if request.kv_type in (None, "f16", "bf16", "f32") and spec.caches:
-        if _fits(spec, machine, narrower, source, fit):
-            yield "it would fit with --kv-type q8_0"
+    wide = request.kv_type in (None, "f16", "bf16", "f32") and bool(spec.caches)
+    if wide and _fits(spec, machine, narrower, source, fit):
+        yield "it would fit with --kv-type q8_0"
     smaller, name = spec, ""
     while (step := shrunk(smaller)) is not None:
         name, smaller = step
