@@ -291,10 +291,15 @@ def _pinned(start: Choice, task: Task) -> Iterator[Choice]:
 
 
 def _least(most: int, fits: Callable[[int], bool]) -> int | None:
-    """The least of 0 to ``most`` that fits, where more always fits better; None if none does."""
+    """The least of 0 to ``most`` that fits, where more fits better; None if none does.
+
+    None at all is asked first: the first expert that stays with a host costs a buffer.
+    """
+    if fits(0):
+        return 0
     if not fits(most):
         return None
-    low, high = -1, most
+    low, high = 0, most
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if fits(middle) else (middle, high)
