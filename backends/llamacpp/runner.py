@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import time
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -62,6 +63,7 @@ class LlamaCppRunner:
             model, f"{_metadata(model, 'general.architecture')}.expert_count"
         )
         self._steps = self._tokens = 0
+        self._forward_s = 0.0
         self._view: tuple[tuple[int, int], NDArray[np.float32]] | None = None
         exact = not (llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model))
         self.capabilities = Capabilities(
@@ -152,6 +154,7 @@ class LlamaCppRunner:
         after = self._fill(batch, before)
         forget_problem()
         self._abort.arm()
+        start = time.perf_counter()
         try:
             code = llama.llama_decode(context, self._batch.struct)
         finally:
@@ -165,7 +168,9 @@ class LlamaCppRunner:
         self._lengths.update(after)
         self._steps += 1
         self._tokens += self._batch.struct.n_tokens
-        return NumpyLogits(self._rows(context))
+        rows = self._rows(context)
+        self._forward_s += time.perf_counter() - start
+        return NumpyLogits(rows)
 
     def abort(self) -> None:
         """See ModelRunner. On the CPU within one operation of the graph, elsewhere one batch."""
@@ -182,6 +187,7 @@ class LlamaCppRunner:
             bytes_read={tier: size * self._steps for tier, size in weights.items()},
             tokens=self._tokens,
             memory_parts={tier: dict(terms) for tier, terms in self._buffers.parts.items()},
+            forward_s=self._forward_s,
         )
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ import typer
 from typer.main import get_command
 
 from localrun import __version__
-from localrun.cli import bench, chat, doctor, hardware, models, pull, run, serve
+from localrun.cli import bench, chat, doctor, hardware, models, plan, pull, run, serve, show
 from localrun.cli.output import clean_text, complain
 from localrun.config import ENV_PREFIX, ConfigValue
 from localrun.errors import ConfigError, LocalrunError
@@ -54,7 +54,8 @@ def root(
 
 app.command("pull")(pull.pull)
 app.command("list")(models.list_models)
-app.command("show")(models.show)
+app.command("show")(show.show)
+app.command("plan")(plan.plan)
 app.command("rm")(models.remove)
 app.command("import")(models.import_model)
 app.command("run")(run.run)

@@ -6,7 +6,8 @@ starts from a prompt that shares no prefix with the last one, so that nothing is
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from localrun.cli.loading import Prepared
     from localrun.engine.client import EngineClient
     from localrun.engine.request import Timings
+    from localrun.engine.runner import RunnerStats
+    from localrun.plan.plan import Plan
 
 WARM_TOKENS = 8
 PromptTokens = Annotated[int, typer.Option("-p", "--prompt-tokens", help="Tokens of the prompt.")]
@@ -31,7 +34,7 @@ def bench(
     decode_tokens: DecodeTokens = 128,
     repetitions: Repetitions = 5,
     ctx: Ctx = None,
-    kv_type: KvType = "f16",
+    kv_type: KvType = None,
     threads: Threads = None,
     backend: Backend = None,
     json: Json = False,
@@ -40,12 +43,18 @@ def bench(
     import asyncio
 
     from localrun.cli.loading import prepare
-    from localrun.plan.plan import PlanRequest
+    from localrun.plan.plan import PlanRequest, Workload
 
     if min(prompt_tokens, decode_tokens, repetitions) < 1:
         raise UsageError("-p, -n and -r are at least 1")
-    needed = max(prompt_tokens + WARM_TOKENS, decode_tokens + 1) + 1
-    request = PlanRequest(n_ctx=ctx or needed, kv_type=kv_type, threads=threads, backend=backend)
+    needed = prompt_tokens + decode_tokens + WARM_TOKENS + 1
+    request = PlanRequest(
+        n_ctx=ctx or needed,
+        kv_type=kv_type,
+        threads=threads,
+        backend=backend,
+        workload=Workload(prompt=prompt_tokens, output=decode_tokens),
+    )
     prepared = prepare(ref, request)
     if prepared.plan.execution.n_ctx < needed:
         raise UsageError(f"--ctx {ctx} is shorter than the {needed} tokens of the tests")
@@ -59,35 +68,97 @@ def bench(
 async def _measure(
     prepared: Prepared, prompt_tokens: int, decode_tokens: int, repetitions: int
 ) -> dict[str, object]:
-    import statistics
-
     from localrun.cli.loading import open_process
 
     client = await open_process(prepared)
+    plan = prepared.plan
+    prediction = plan.prediction
     try:
         await _generate(client, prompt_tokens, WARM_TOKENS, 0)  # warms caches and pages
-        prefill, decode = [], []
+        prefill, decode = _Samples(), _Samples()
         for turn in range(1, repetitions + 1):
-            prefill.append((await _generate(client, prompt_tokens, 1, turn)).prefill_tps)
-            decode.append((await _generate(client, 1, decode_tokens + 1, turn)).decode_tps)
-        memory = (await client.stats()).memory_bytes
+            await prefill.take(client, prompt_tokens, 1, turn)
+            await decode.take(client, 1, decode_tokens + 1, turn)
+        stats = await client.stats()
     finally:
         await client.close()
-    planned = {budget.tier: budget.total for budget in prepared.plan.budgets}
+    chunk = min(plan.execution.ubatch, prompt_tokens)
     return {
-        "ref": prepared.plan.ref,
-        "backend": prepared.plan.backend,
-        "threads": prepared.plan.execution.threads,
-        "kv_type": prepared.plan.execution.kv_type,
+        "ref": plan.ref,
+        "backend": plan.backend,
+        "threads": plan.execution.threads,
+        "kv_type": plan.execution.kv_type,
         "tests": [
-            {"test": f"pp{prompt_tokens}", "tps": statistics.median(prefill), "samples": prefill},
-            {"test": f"tg{decode_tokens}", "tps": statistics.median(decode), "samples": decode},
+            {
+                "test": f"pp{prompt_tokens}",
+                **prefill.document([each.prefill_tps for each in prefill.timings], chunk),
+                "predicted_tps": asdict(prediction.prefill_tps),
+                "terms_ms": dict(prediction.prefill_terms_ms),
+            },
+            {
+                "test": f"tg{decode_tokens}",
+                **decode.document([each.decode_tps for each in decode.timings], 1),
+                "predicted_tps": asdict(prediction.decode_tps),
+                "terms_ms": dict(prediction.terms_ms),
+            },
         ],
-        "memory": [
-            {"tier": tier, "planned": planned.get(tier), "measured": measured}
-            for tier, measured in memory.items()
-        ],
+        "memory": _memory(plan, stats),
     }
+
+
+class _Samples:
+    """Repetitions of one test, and how much of their time the runner's forward took."""
+
+    def __init__(self) -> None:
+        self.timings: list[Timings] = []
+        self._forward: list[float] = []
+
+    async def take(self, client: EngineClient, prompt: int, count: int, turn: int) -> None:
+        before = (await client.stats()).forward_s
+        timings = await _generate(client, prompt, count, turn)
+        spent = (await client.stats()).forward_s - before
+        self.timings.append(timings)
+        self._forward.append(spent / (timings.prefill_s + timings.decode_s))
+
+    def document(self, tps: list[float], tokens: int) -> dict[str, object]:
+        """``measured_ms`` of ``tokens``: in forward, which all terms but ``step`` predict, and in
+        the loop around it."""
+        import statistics
+
+        speed = statistics.median(tps)
+        whole = 1e3 * tokens / speed
+        share = min(1.0, statistics.median(self._forward))
+        return {
+            "tps": speed,
+            "samples": tps,
+            "measured_ms": {"forward": whole * share, "step": whole * (1 - share)},
+        }
+
+
+def _memory(plan: Plan, stats: RunnerStats) -> list[dict[str, object]]:
+    """By tier, in all and by what it is for; what nothing was planned or measured of is None."""
+    planned = {budget.tier: budget for budget in plan.budgets}
+    found: list[dict[str, object]] = []
+    for tier, measured in stats.memory_bytes.items():
+        budget, parts = planned.get(tier), stats.memory_parts.get(tier, {})
+        # Scratch and contexts are in the budget, and in no buffer that the library names.
+        named = budget.total - budget.overhead if budget else None
+        found.append(
+            {
+                "tier": tier,
+                "planned": named,
+                "measured": measured,
+                "parts": {
+                    "weights": (budget.weights if budget else None, parts.get("weights")),
+                    "kv": (budget.kv if budget else None, parts.get("kv")),
+                    "compute": (
+                        budget.compute if budget else None,
+                        parts.get("compute", 0) + parts.get("output", 0) if parts else None,
+                    ),
+                },
+            }
+        )
+    return found
 
 
 async def _generate(client: EngineClient, prompt: int, count: int, turn: int) -> Timings:
@@ -112,14 +183,32 @@ async def _generate(client: EngineClient, prompt: int, count: int, turn: int) ->
     return timings
 
 
-def _print(document: dict[str, object]) -> None:
+def _print(document: dict[str, Any]) -> None:
     note(f"{document['ref']} on {document['backend']}, {document['threads']} threads")
-    tests = document["tests"]
-    assert isinstance(tests, list)
-    for test in tests:
+    for test in document["tests"]:
         low, high = min(test["samples"]), max(test["samples"])
-        say(f"{test['test']:>8}  {test['tps']:9.2f} tok/s  ({low:.2f} to {high:.2f})")
-    memory = document["memory"]
-    assert isinstance(memory, list)
-    for tier in memory:
-        say(f"{tier['tier']:>8}  {size(tier['measured'])} held")
+        guess = test["predicted_tps"]
+        say(
+            f"{test['test']:>8}  {test['tps']:9.2f} tok/s  ({low:.2f} to {high:.2f}); predicted "
+            f"{guess['mid']:.2f} ({guess['low']:.2f} to {guess['high']:.2f})"
+        )
+        terms = dict(test["terms_ms"])
+        step = terms.pop("step", 0.0)
+        measured = test["measured_ms"]
+        parts = ", ".join(f"{name} {time:.2f}" for name, time in terms.items())
+        say(
+            f"{'':>8}  forward {measured['forward']:.2f} ms, predicted {sum(terms.values()):.2f} "
+            f"({parts})"
+        )
+        say(f"{'':>8}  step {measured['step']:.2f} ms, predicted {step:.2f}")
+    for tier in document["memory"]:
+        say(f"{tier['tier']:>8}  {_beside(tier['measured'], tier['planned'])}")
+        for name, (planned, measured) in tier["parts"].items():
+            if measured is not None:
+                say(f"{name:>16}  {_beside(measured, planned)}")
+
+
+def _beside(measured: int, planned: int | None) -> str:
+    if planned is None:
+        return f"{size(measured)} held"
+    return f"{size(measured)} held, {size(planned)} planned"

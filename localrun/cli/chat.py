@@ -54,7 +54,7 @@ def chat(
     seed: Seed = None,
     max_tokens: MaxTokens = None,
     ctx: Ctx = None,
-    kv_type: KvType = "f16",
+    kv_type: KvType = None,
     threads: Threads = None,
     ram: Ram = None,
     vram: Vram = None,
@@ -71,6 +71,7 @@ def chat(
     from localrun.chat.history import History
     from localrun.chat.messages import ReplyOptions
     from localrun.cli.loading import find, open_chat, prepare
+    from localrun.cli.plan_view import one_line
     from localrun.config import settings
     from localrun.engine.request import SamplingParams
     from localrun.plan.plan import PlanRequest
@@ -89,7 +90,9 @@ def chat(
             remote = RemoteChatModel(server, api_key, ref)
             await remote.connect()
             return remote
-        return await open_chat(await asyncio.to_thread(prepare, name, request, here))
+        prepared = await asyncio.to_thread(prepare, name, request, here)
+        app.say(one_line(prepared.plan))
+        return await open_chat(prepared)
 
     def names() -> Sequence[str]:
         return [model.ref for model in Library(here).list() if model.state == "ok"]
@@ -97,7 +100,7 @@ def chat(
     model_ref = server or ref or DEFAULT_MODEL
     if server is None:
         find(model_ref, here)  # asks about a download before the screen opens
-    ChatApp(
+    app = ChatApp(
         open_model=open_model,
         model_ref=model_ref,
         history=History(here.data / "conversations.sqlite"),
@@ -108,4 +111,5 @@ def chat(
         system=system,
         model_names=names,
         theme=theme,
-    ).run()
+    )
+    app.run()

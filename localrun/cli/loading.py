@@ -7,30 +7,41 @@ parse → find → read headers → describe → choose a backend → plan → l
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from localrun.cli.lookup import Found, described
+from localrun.cli.machines import AUTO, this_machine
 from localrun.config import Settings, settings
-from localrun.errors import ModelNotFoundError, UsageError
+from localrun.errors import ModelNotFoundError, OutOfMemoryError, PlanError, UsageError
 from localrun.plan.plan import Plan, PlanRequest
 from localrun.ref import CatalogueRef, HubRef, LocalRef, ModelRef, PathRef, PipRef, parse
 
 if TYPE_CHECKING:
     from localrun.chat.messages import ChatModel
     from localrun.engine.client import EngineClient
+    from localrun.hardware.machine import Machine
     from localrun.models.spec import ModelSpec
+    from localrun.plan.search import Candidate, Source
     from localrun.store.files import ModelFiles
     from localrun.store.library import Library
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A model that is on disk, described and planned. ``loader`` is the runner's import string."""
+    """A model that is on disk, described and planned. ``loader`` is the runner's import string;
+    ``request`` is None for a plan that was saved before."""
 
-    files: ModelFiles
-    spec: ModelSpec
+    found: Found
     plan: Plan
     loader: str
+    request: PlanRequest | None
+    machine: Machine
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.found.spec
 
 
 def parse_from(text: str, source: str | None) -> ModelRef:
@@ -97,57 +108,210 @@ def _agrees_to_download(ref: CatalogueRef) -> bool:
     return typer.confirm(f"{ref} is not on this disk. Download it?", default=True, err=True)
 
 
-def describe_files(files: ModelFiles) -> ModelSpec:
-    """What the headers of a model on disk say of it, with its config.json where it has one.
+def candidates(
+    found: Found, machine: Machine, requested: str | None = None
+) -> tuple[Candidate, ...]:
+    """The backends a model can be planned for, in the order they are tried.
+
+    A backend that this version lacks is planned for all the same, with ``problem`` saying so, where
+    none here runs the model or the user names it. A machine by name is taken to have whatever a
+    backend needs for its GPUs.
 
     Raises:
-        ModelNotFoundError: a file went away behind our back. HeaderError: one is malformed.
+        UsageError: ``requested`` is no backend or cannot run the model.
     """
-    from localrun.formats.read import read_header
-    from localrun.formats.reader import FileSource
-    from localrun.formats.strict_json import read_config
-    from localrun.models.describe import describe
+    from localrun.backends import registry
+    from localrun.plan.search import Candidate
 
-    for file in files.weights:
-        if file.path is None or not file.path.exists():
-            raise ModelNotFoundError(
-                f"{files.ref}: {file.name} is no longer on this disk",
-                hint=f"localrun pull {files.ref}",
-            )
-    header = read_header([file.path for file in files.weights if file.path is not None])
-    for file in files.files:
-        if file.name.rpartition("/")[2] == "config.json" and file.path is not None:
-            with FileSource(file.path) as source:
-                return describe(header, read_config(source, file.name))
-    return describe(header)
+    if requested is not None and requested in registry.names():
+        name, reason = registry.choose(found.spec, found.format, requested)
+        return (Candidate(name, reason, _device(name, machine)),)
+    if requested is not None:
+        if requested not in PLANNED:
+            registry.backend(requested)  # says which names there are
+        return (Candidate(requested, "asked for by --backend", True, _absent(requested, found)),)
+    fitting, refusals = [], []
+    for name in registry.names():
+        refusal = registry.backend(name).supports(found.spec, found.format)
+        if refusal is None:
+            reason = f"the first backend that runs {found.spec.architecture} from {found.format}"
+            fitting.append(Candidate(name, reason, _device(name, machine)))
+        else:
+            refusals.append(f"{name}: {refusal}")
+    if fitting:
+        return tuple(fitting)
+    return (Candidate(PLANNED[0], "; ".join(refusals), True, _absent(PLANNED[0], found)),)
+
+
+# Backends of the design that plans can be made for before they can be run.
+PLANNED = ("torch", "mlx")
+
+
+def _absent(name: str, found: Found) -> str:
+    return (
+        f"this version cannot run {found.spec.architecture} from {found.format} yet: the plan is "
+        f"for the {name} backend to come"
+    )
+
+
+def _device(name: str, machine: Machine) -> bool:
+    from localrun.backends.registry import device_ready
+
+    return machine.name != AUTO or device_ready(name, machine)
+
+
+def plan_found(
+    found: Found, machine: Machine, request: PlanRequest, *, explore: bool = False
+) -> Plan:
+    """Plan a model that was looked up.
+
+    Raises:
+        PlanRequestError, DoesNotFitError: see ``plan``. UsageError: no such backend.
+    """
+    from localrun.plan.planner import plan
+
+    source = source_of(found, candidates(found, machine, request.backend))
+    return plan(found.spec, machine, request, source, explore=explore)
+
+
+def source_of(found: Found, chosen: tuple[Candidate, ...]) -> Source:
+    """What the planner is told of a model beside its spec."""
+    from localrun.plan.plan import PlannedFile
+    from localrun.plan.search import Source
+
+    files = found.files.weights if found.files else ()
+    return Source(
+        ref=found.ref,
+        files=tuple(
+            PlannedFile(str(file.path.absolute()) if file.path else file.name, file.bytes)
+            for file in files
+        ),
+        candidates=chosen,
+        format=found.format,
+        header_bytes_read=found.bytes_read,
+    )
 
 
 def prepare(text: str, request: PlanRequest, here: Settings | None = None) -> Prepared:
     """Find, describe and plan one model. Reads headers only; no weight is loaded.
 
     Raises:
-        ModelNotFoundError, HeaderError, BackendMissingError, DoesNotFitError: each of its step.
+        ModelNotFoundError, HeaderError, BackendMissingError, PlanError: each of its step.
     """
-    from localrun.backends.registry import choose, device_ready, loader
-    from localrun.hardware.probe import probe
-    from localrun.plan.planner import Source, plan
+    here = here or settings()
+    found = described(find(text, here))
+    return _prepared(found, request, this_machine(here)[0])
+
+
+def _prepared(found: Found, request: PlanRequest, machine: Machine) -> Prepared:
+    from localrun.backends.registry import choose, loader
+
+    choose(found.spec, found.format, request.backend)  # says so where no backend runs it
+    made = plan_found(found, machine, request)
+    return Prepared(found, made, loader(made.backend), request, machine)
+
+
+def prepare_saved(text: str, path: Path, here: Settings | None = None) -> Prepared:
+    """A model on disk with a plan that was saved before; nothing of it is decided anew.
+
+    Raises:
+        UsageError: not a plan, or one for another model; names the field.
+        ModelNotFoundError: the model is not on this disk.
+    """
+    from localrun.backends.registry import loader
 
     here = here or settings()
-    files = find(text, here)
-    spec = describe_files(files)
-    backend, _reason = choose(spec, files.format, request.backend)
-    machine = probe([here.data])
-    source = Source(
-        ref=str(files.ref),
-        files=tuple(str(file.path.absolute()) for file in files.weights if file.path),
-        backend=backend,
-        device=device_ready(backend, machine),
+    saved = read_plan(path)
+    found = described(find(text, here))
+    now = source_of(found, ()).files
+    differences = (
+        ("model.architecture", saved.model.architecture, found.spec.architecture),
+        ("model.format", saved.model.format, found.format),
+        ("model.tensors", saved.model.tensors, found.spec.tensors),
+        ("model.total_bytes", saved.model.total_bytes, found.spec.tensor_bytes),
+        ("model.files", [f.bytes for f in saved.model.files] or None, [f.bytes for f in now]),
     )
-    return Prepared(files, spec, plan(spec, machine, request, source), loader(backend))
+    for field, planned, real in differences:
+        if planned is not None and planned != real:
+            raise UsageError(
+                f"--plan {path}: {field} is {planned}, {found.ref} has {real}: it is a plan for "
+                f"{saved.ref}",
+                hint=f"`localrun plan {text} --json > {path}` makes one for this model",
+            )
+    if not saved.fits:
+        raise UsageError(f"--plan {path}: fits is false", hint="plan again within what there is")
+    model = replace(saved.model, ref=found.ref, files=now)
+    return Prepared(
+        found, replace(saved, model=model), loader(saved.backend), None, this_machine(here)[0]
+    )
+
+
+def read_plan(path: Path) -> Plan:
+    """Raises UsageError naming the file and the field."""
+    try:
+        return Plan.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UsageError(f"--plan {path}: {reason}") from error
+    except UsageError as error:
+        raise UsageError(f"--plan {path}: {error.message}", hint=error.hint) from error
 
 
 async def open_process(prepared: Prepared) -> EngineClient:
-    """Start the engine's child process on this plan."""
+    """Start the engine's child process on this plan.
+
+    Where the load fails for want of memory, the plan is made again with what there really was and
+    tried once more; a saved plan is executed as it stands or not at all.
+    """
+    from localrun.cli.output import note
+
+    try:
+        return await _start(prepared)
+    except OutOfMemoryError as error:
+        if prepared.request is None:
+            raise
+        smaller = replan(prepared, error)
+        note(f"{error.message}; planned again: {changes(prepared.plan, smaller.plan)}")
+        return await _start(smaller)
+
+
+def replan(prepared: Prepared, error: OutOfMemoryError) -> Prepared:
+    """The same model and request with the memory that a failed load found.
+
+    Raises:
+        OutOfMemoryError: ``error`` itself, where nothing smaller fits or the plan stays the same.
+    """
+    assert prepared.request is not None
+    budget = next((each for each in prepared.plan.budgets if each.tier == error.tier), None)
+    if budget is None:
+        raise error
+    # What was held, and most of what was refused: how much of it there was nobody knows.
+    there = error.held_bytes + error.needed_bytes // 2 if error.needed_bytes else 0
+    limit = min(there or budget.total, budget.total * 7 // 8)
+    vram = error.tier.startswith("vram")
+    request = (
+        replace(prepared.request, vram_bytes=limit)
+        if vram
+        else replace(prepared.request, ram_bytes=limit)
+    )
+    try:
+        smaller = _prepared(prepared.found, request, prepared.machine)
+    except PlanError:
+        raise error from None
+    if smaller.plan.execution == prepared.plan.execution:
+        raise error
+    return smaller
+
+
+def changes(before: Plan, after: Plan) -> str:
+    """What differs in two plans' executions, for one line."""
+    old, new = asdict(before.execution), asdict(after.execution)
+    names = ("n_ctx", "ubatch", "kv_type", "gpu_layers", "kv_on_device", "slots_per_layer", "mmap")
+    said = [f"{name} {old[name]} → {new[name]}" for name in names if old[name] != new[name]]
+    return ", ".join(said) or "weights moved"
+
+
+async def _start(prepared: Prepared) -> EngineClient:
     from localrun.engine.process import EngineProcess
 
     return await EngineProcess.start(

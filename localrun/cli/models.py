@@ -1,4 +1,4 @@
-"""Knows no download: ``localrun list``, ``show``, ``rm`` and ``import``."""
+"""Knows no download: ``localrun list``, ``rm`` and ``import``."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from localrun.cli.options import Json, Ref
 from localrun.cli.output import emit_json, note, say, size, table
 
 if TYPE_CHECKING:
-    from localrun.models.spec import ModelSpec
     from localrun.ref import LocalRef
-    from localrun.store.files import ModelFiles
     from localrun.store.importing import Imported
 
 Force = Annotated[
@@ -102,99 +100,6 @@ def _list_catalogue(json: bool) -> None:
         )
         return
     table(("name", "licence", "about"), [(each.name, each.licence, each.about) for each in known])
-
-
-def show(ref: Ref, json: Json = False) -> None:
-    """Show what is inside a model: architecture, tensors, context, template, licence."""
-    from localrun.cli.loading import describe_files, find
-    from localrun.config import settings
-
-    files = find(ref, settings(), offer=False)
-    spec = describe_files(files)
-    if json:
-        emit_json(_document(files, spec))
-    else:
-        _print(files, spec)
-
-
-def _document(files: ModelFiles, spec: ModelSpec) -> dict[str, object]:
-    return {
-        "ref": str(files.ref),
-        "name": spec.name,
-        "architecture": spec.architecture,
-        "format": files.format,
-        "parameters": spec.parameters,
-        "bytes": files.bytes,
-        "tensors": spec.tensors,
-        "tensor_types": {
-            name: {"tensors": count, "bytes": total}
-            for name, (count, total) in spec.tensor_types.items()
-        },
-        "layers": spec.layers,
-        "experts": spec.experts,
-        "experts_used": spec.experts_used,
-        "context": spec.n_ctx_train,
-        "kv_bytes_per_token": spec.kv_bytes_per_token,
-        "tokenizer": None
-        if spec.tokenizer is None
-        else {
-            "model": spec.tokenizer.model,
-            "pre": spec.tokenizer.pre,
-            "vocabulary": spec.tokenizer.vocabulary,
-        },
-        "chat_template": spec.chat_template,
-        "licence": spec.licence or files.licence,
-        "files": [
-            {
-                "name": file.name,
-                "role": file.role,
-                "path": file.path,
-                "bytes": file.bytes,
-                "sha256": file.digest.value
-                if file.digest is not None and file.digest.kind == "sha256"
-                else None,
-            }
-            for file in files.files
-        ],
-    }
-
-
-def _print(files: ModelFiles, spec: ModelSpec) -> None:
-    tokenizer = spec.tokenizer
-    rows = [
-        ("model", str(files.ref)),
-        ("name", spec.name or "not stated"),
-        ("architecture", spec.architecture),
-        ("parameters", f"{spec.parameters / 1e9:.3f} B"),
-        ("size", f"{size(files.bytes)} in {len(files.weights)} file(s), {files.format}"),
-        ("layers", str(spec.layers)),
-        ("context", f"{spec.n_ctx_train} tokens"),
-        ("KV", f"{spec.kv_bytes_per_token} bytes a token at 16 bits"),
-        (
-            "tokenizer",
-            f"{tokenizer.model} ({tokenizer.pre}), {tokenizer.vocabulary} tokens"
-            if tokenizer
-            else "not in the file",
-        ),
-        ("template", _template_line(spec.chat_template)),
-        ("licence", spec.licence or files.licence or "not stated"),
-    ]
-    if spec.experts:
-        rows.insert(6, ("experts", f"{spec.experts}, {spec.experts_used} a token"))
-    for name, (count, total) in sorted(spec.tensor_types.items(), key=lambda item: -item[1][1]):
-        rows.append((f"  {name}", f"{count} tensors, {size(total)}"))
-    for file in files.files:
-        rows.append((f"  {file.role}", str(file.path or file.name)))
-    width = max(len(label) for label, _ in rows)
-    for label, value in rows:
-        say(f"{label.ljust(width)}  {value}")
-
-
-def _template_line(template: str | None) -> str:
-    if template is None:
-        return "none: conversations use ChatML"
-    lines = template.count("\n") + 1
-    return f"{len(template)} characters, {lines} line(s); --json prints it"
 
 
 def remove(ref: Ref, force: Force = False) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from localrun.errors import UsageError
+
+if TYPE_CHECKING:
+    from localrun.plan.plan import PlanRequest
 
 _UNITS = {
     "": 1,
@@ -50,6 +54,21 @@ def _size(value: object) -> int:
         raise typer.BadParameter(f"{error.message}; {error.hint}") from error
 
 
+def no_budget_beside_plan(plan: Path | None, request: PlanRequest) -> None:
+    """A saved plan decides everything.
+
+    Raises:
+        UsageError: a flag would decide it again.
+    """
+    from localrun.plan.plan import PlanRequest
+
+    if plan is not None and request != PlanRequest():
+        raise UsageError(
+            f"--plan {plan}: a saved plan decides context, types, threads, memory and backend",
+            hint="leave those flags out, or plan again with them",
+        )
+
+
 Ref = Annotated[
     str,
     typer.Argument(
@@ -65,10 +84,13 @@ Ctx = Annotated[
 ]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads; else measured.")]
 KvType = Annotated[
-    Literal["f16", "bf16", "f32", "q8_0", "q4_0"],
-    typer.Option("--kv-type", help="Type of keys and values."),
+    Literal["f16", "bf16", "f32", "q8_0", "q4_0", "native"] | None,
+    typer.Option("--kv-type", help="Type of keys and values; else f16, or the release's own."),
 ]
 Backend = Annotated[str | None, typer.Option("--backend", help="Runner: llama.cpp.")]
+Parallel = Annotated[
+    int, typer.Option("--parallel", help="Sequences at once, each with the whole context.")
+]
 Ram = Annotated[
     int | None,
     typer.Option("--ram", parser=_size, metavar="SIZE", help="RAM to use at most."),
@@ -76,6 +98,17 @@ Ram = Annotated[
 Vram = Annotated[
     int | None,
     typer.Option("--vram", parser=_size, metavar="SIZE", help="GPU memory to use at most."),
+]
+
+PlanFile = Annotated[
+    Path | None,
+    typer.Option("--plan", metavar="FILE", help="Execute a plan saved by `localrun plan --json`."),
+]
+DiskSpeed = Annotated[
+    int | None,
+    typer.Option(
+        "--disk-speed", parser=_size, metavar="SIZE", help="What the disk reads in a second."
+    ),
 ]
 
 System = Annotated[str | None, typer.Option("--system", help="System prompt.")]

@@ -60,6 +60,15 @@ def one_line(plan: Plan) -> str:
     return clean_line(" · ".join(parts))
 
 
+def tell_plan(plan: Plan) -> None:
+    """The plan's one line and its warnings, on stderr."""
+    from localrun.cli.output import note
+
+    note(one_line(plan))
+    for warning in plan.warnings:
+        note(f"note: {warning}")
+
+
 def export(plan: Plan, path: Path) -> None:
     """Write the picture to ``path``, whole or not at all; nothing in it is fetched from elsewhere.
 

@@ -13,6 +13,7 @@ from localrun.cli.options import (
     KvType,
     MaxTokens,
     MinP,
+    PlanFile,
     Ram,
     Ref,
     Seed,
@@ -47,34 +48,35 @@ def run(
     seed: Seed = None,
     max_tokens: MaxTokens = None,
     ctx: Ctx = None,
-    kv_type: KvType = "f16",
+    kv_type: KvType = None,
     threads: Threads = None,
     ram: Ram = None,
     vram: Vram = None,
     backend: Backend = None,
+    plan: PlanFile = None,
     stats: Stats = False,
 ) -> None:
     """Answer one prompt and print the answer as it is made."""
     import asyncio
 
     from localrun.chat.messages import Message, ReplyOptions
-    from localrun.cli.loading import open_chat, prepare
+    from localrun.cli.loading import open_chat, prepare, prepare_saved
+    from localrun.cli.options import no_budget_beside_plan
     from localrun.engine.request import SamplingParams
     from localrun.plan.plan import PlanRequest
 
     _text("--system", system)
     text = _prompt(prompt)
-    prepared = prepare(
-        ref,
-        PlanRequest(
-            n_ctx=ctx,
-            kv_type=kv_type,
-            threads=threads,
-            backend=backend,
-            ram_bytes=ram,
-            vram_bytes=vram,
-        ),
+    request = PlanRequest(
+        n_ctx=ctx,
+        kv_type=kv_type,
+        threads=threads,
+        backend=backend,
+        ram_bytes=ram,
+        vram_bytes=vram,
     )
+    no_budget_beside_plan(plan, request)
+    prepared = prepare(ref, request) if plan is None else prepare_saved(ref, plan)
     for warning in prepared.plan.warnings:
         note(f"note: {warning}")
     messages = [Message("system", system)] if system else []

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from localrun.cli.options import Backend, Ctx, Json, KvType, Ram, Threads, Vram
+from localrun.cli.options import Backend, Ctx, Json, KvType, Parallel, Ram, Threads, Vram
 from localrun.cli.output import emit_json, note, say, table
 
 if TYPE_CHECKING:
@@ -53,16 +53,18 @@ def serve(
     cors_origin: CorsOrigin = None,
     allowed_host: AllowedHost = None,
     ctx: Ctx = None,
-    kv_type: KvType = "f16",
+    kv_type: KvType = None,
     threads: Threads = None,
     ram: Ram = None,
     vram: Vram = None,
     backend: Backend = None,
+    parallel: Parallel = 1,
 ) -> int:
     """Serve models on a local port that OpenAI clients can use."""
     import asyncio
 
     from localrun.cli.loading import prepare
+    from localrun.cli.plan_view import tell_plan
     from localrun.config import settings
     from localrun.plan.plan import PlanRequest
     from localrun.server.guards import ServerOptions
@@ -70,7 +72,13 @@ def serve(
 
     here = settings()
     request = PlanRequest(
-        n_ctx=ctx, kv_type=kv_type, threads=threads, backend=backend, ram_bytes=ram, vram_bytes=vram
+        n_ctx=ctx,
+        kv_type=kv_type,
+        threads=threads,
+        backend=backend,
+        ram_bytes=ram,
+        vram_bytes=vram,
+        parallel=parallel,
     )
     # Opened first: a port in use is said before any weight is loaded.
     listener = listen(host, parse_port(port), api_key=api_key)
@@ -81,6 +89,8 @@ def serve(
     )
     with listener:
         prepared = {ref: prepare(ref, request, here) for ref in refs or ()}
+        for each in prepared.values():
+            tell_plan(each.plan)
         return asyncio.run(_serve(listener, options, prepared, request, here))
 
 
@@ -116,6 +126,7 @@ def _provider(
     import asyncio
 
     from localrun.cli.loading import find, open_chat, prepare
+    from localrun.cli.plan_view import tell_plan
     from localrun.errors import ModelNotFoundError
     from localrun.ref import PathRef, parse
     from localrun.server.app import ModelCard
@@ -125,7 +136,9 @@ def _provider(
     async def open_model(name: str) -> ChatModel:
         if name in prepared:
             return await open_chat(prepared[name])
-        return await open_chat(await asyncio.to_thread(prepare, name, request, here))
+        planned = await asyncio.to_thread(prepare, name, request, here)
+        tell_plan(planned.plan)
+        return await open_chat(planned)
 
     def canonical(name: str) -> str:
         if name in prepared:

@@ -34,6 +34,7 @@ _ERROR_FIELDS = {
     "ContextLengthError": ("prompt_tokens", "n_ctx"),
     "ModelNotFoundError": ("nearest",),
     "HeaderError": ("field", "offset", "problem", "file"),
+    "DoesNotFitError": ("shortfall",),
     "DiskFullError": ("place", "needed_bytes"),
     "OutOfMemoryError": ("tier", "needed_bytes", "held_bytes"),
 }

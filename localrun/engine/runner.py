@@ -64,13 +64,15 @@ class RunnerStats:
     """Counters since load. Bytes read are weights touched, by tier.
 
     ``memory_parts`` splits ``memory_bytes`` by tier into what the bytes are for: ``weights``,
-    ``kv``, ``compute``, ``output``, ``other``. Empty where a runner cannot say.
+    ``kv``, ``compute``, ``output``, ``other``. Empty where a runner cannot say. ``forward_s`` is
+    the time spent in ``forward`` up to its logits.
     """
 
     memory_bytes: dict[str, int]
     bytes_read: dict[str, int]
     tokens: int
     memory_parts: dict[str, dict[str, int]] = field(default_factory=dict)
+    forward_s: float = 0.0
 
 
 class Logits(Protocol):

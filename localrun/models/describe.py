@@ -183,8 +183,20 @@ def _spec(
     return replace(spec, kv_bytes_per_token=int(growth(spec, "f16")))
 
 
+# What releases pack into integers, by the type of the tensors with the scales beside them.
+_PACKED = {("I8", "F8_E8M0"): "FP4", ("U8", "U8"): "MXFP4", ("I32", "BF16"): "INT4"}
+
+
 def _dominant(types: Mapping[str, tuple[int, int]]) -> str:
-    return max(types, key=lambda name: types[name][1], default="")
+    """The type that most bytes are of, by its common name; with FP8, where packed types have it
+    beside them."""
+    most = max(types, key=lambda name: types[name][1], default="")
+    packed = next(
+        (name for (kind, scales), name in _PACKED.items() if kind == most and scales in types), ""
+    )
+    if packed and "F8_E4M3" in types:
+        return f"{packed}+FP8"
+    return packed or ("FP8" if most.startswith("F8_") else most)
 
 
 def _notes(architecture: str, known_caches: Caches | None, common: Facts) -> tuple[str, ...]:

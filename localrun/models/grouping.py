@@ -97,6 +97,7 @@ class _Sum:
     types: dict[str, int] = field(default_factory=dict)
     experts: int = 0
     rows: int = 0
+    unread: int = 0
     largest: int = 0
     pieces: set[str] = field(default_factory=set)
     matrix: bool = False
@@ -129,6 +130,9 @@ def groups(
         gathered = sums.setdefault((kind, layer), _Sum())
         parameters = parameters_of(entry, beside)
         gathered.add(entry, parameters, expert)
+        if kind == "router" and entry.type in _INDICES and len(entry.shape) > 1:
+            # A table of experts by token id: a token reads its row.
+            gathered.unread += entry.bytes - entry.bytes // max(entry.shape[0], 1)
         if kind in {"engram", "embedding"}:
             gathered.pieces.add(_unnumbered(entry.name))
             gathered.rows += entry.shape[0] if parameters and entry.shape else 0
@@ -178,7 +182,7 @@ def _unnumbered(name: str) -> str:
 def _group(
     kind: GroupKind, layer: int, found: _Sum, used: int, table_rows: int, tied: bool
 ) -> Group:
-    active_parameters, active_bytes = found.parameters, found.bytes
+    active_parameters, active_bytes = found.parameters, found.bytes - found.unread
     experts = table = None
     if kind in {"draft", "vision"}:
         active_parameters = active_bytes = 0
