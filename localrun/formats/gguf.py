@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from localrun.errors import HeaderError
 from localrun.formats import limits
@@ -176,7 +175,7 @@ def join_splits(parts: Sequence[Header]) -> Header:
                     shown(tensor.name), tensor.offset, "is in two parts of the model", file=name
                 )
             seen.add(tensor.name)
-            tensors.append(replace(tensor, file=index) if index else tensor)
+            tensors.append(tensor._replace(file=index) if index else tensor)
     first = parts[0]
     if len(parts) > 1:
         _expect(first.metadata, "split.tensors.count", len(tensors), first.files[0], absent=0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from operator import attrgetter
 
 from localrun.errors import HeaderError
 from localrun.formats import limits
@@ -56,7 +56,7 @@ def _read(source: Source, name: str) -> Header:
         _plain_tensor(key, value, data) or _tensor(key, value, data)
         for key, value in entries.items()
     ]
-    tensors.sort(key=lambda tensor: (tensor.offset, tensor.bytes))
+    tensors.sort(key=attrgetter("offset", "bytes"))
     _covers(tensors, data, source.size)
     return Header("safetensors", (name,), tuple(tensors), metadata, 0, data)
 
@@ -229,7 +229,7 @@ def join_shards(parts: Sequence[Header], index: Mapping[str, str] | None = None)
                     shown(tensor.name), tensor.offset, f"is in {other} too", file=file
                 )
             files[tensor.name] = file
-            tensors.append(replace(tensor, file=number) if number else tensor)
+            tensors.append(tensor._replace(file=number) if number else tensor)
     if index is not None and index != files:
         odd = min(key for key, _ in index.items() ^ files.items())
         where = files.get(odd, "in no file")

@@ -9,9 +9,12 @@ them. Times are milliseconds.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 
-from localrun.hardware.machine import Compute, Tier
+from localrun.formats.types import GGUF_TYPES, SAFETENSORS_TYPES
+from localrun.hardware.machine import Compute, Speed, Tier
+from localrun.models.spec import ModelSpec
 from localrun.plan import constants
 from localrun.plan.constants import Constants
 from localrun.plan.engines import Engine
@@ -145,8 +148,7 @@ def host_rate(
     cores = compute.cores if compute and compute.cores else 0
     used = min(cores, threads) if cores and threads else cores
     if compute is not None and compute.gemv:
-        measured = sorted(speed.value for speed in compute.gemv.values())
-        rate = measured[len(measured) // 2]
+        rate = _only(compute.gemv)
         return rate * used / cores if cores else rate
     rate = _stream(tier) * fit.ram
     if compute is not None and not engine.numa:
@@ -155,6 +157,43 @@ def host_rate(
     if cores:
         rate = min(rate, used * fit.core)
     return rate * (fit.portable if engine.kernels == "portable" else 1.0)
+
+
+def _only(measured: Mapping[str, Speed]) -> float:
+    """The figure of ``tuned``; of several, the middle one."""
+    values = sorted(speed.value for speed in measured.values())
+    return values[len(values) // 2]
+
+
+def tuned(compute: Compute | None, spec: ModelSpec) -> Compute | None:
+    """``compute`` with what was measured of single types made into one figure for this model.
+
+    Each type's bytes take their own time; a type that was not measured takes that of the nearest
+    in bits a weight.
+    """
+    if compute is None or not compute.gemv:
+        return compute
+    gemv = _mixed(compute.gemv, spec)
+    prefill = _mixed(compute.prefill, spec)
+    return replace(compute, gemv=gemv, prefill=prefill)
+
+
+def _mixed(measured: Mapping[str, Speed], spec: ModelSpec) -> Mapping[str, Speed]:
+    if not measured:
+        return measured
+    total = time = 0.0
+    for name, (_, size) in spec.tensor_types.items():
+        nearest = min(measured, key=lambda known: abs(_bits(known) - _bits(name)))
+        total += size
+        time += size / measured[name if name in measured else nearest].value
+    return {"": Speed(total / time, "measured")} if time else measured
+
+
+@cache
+def _bits(name: str) -> float:
+    """Bits a weight; of a type that GGUF lacks, those of its plain elements."""
+    known = {kind.name: kind for kind in (*SAFETENSORS_TYPES.values(), *GGUF_TYPES.values())}
+    return known[name].bits_per_weight if name in known else 16.0
 
 
 def _stream(tier: Tier) -> float:
@@ -254,8 +293,7 @@ def _peak(tier: Tier) -> float:
 
 def _host_gflops(compute: Compute | None, engine: Engine) -> float:
     if compute is not None and compute.prefill:
-        measured = sorted(speed.value for speed in compute.prefill.values())
-        return measured[len(measured) // 2]
+        return _only(compute.prefill)
     portable = engine.kernels == "portable"
     each = constants.PORTABLE_GFLOPS if portable else constants.CORE_GFLOPS
     return each * max(1, compute.cores if compute else 1)

@@ -139,6 +139,7 @@ def search(
     least."""
     best: Solution | None = None
     nearest: Solution | None = None
+    machine = replace(machine, compute=predict.tuned(machine.compute, spec))
     for candidate in source.candidates:
         kind = engine(candidate.backend)
         there = rooms(machine, request, kind, candidate.device)
