@@ -10,7 +10,7 @@ from localrun.formats.header import Header, TensorInfo
 from localrun.formats.types import GGUF_TYPES, SAFETENSORS_TYPES
 from localrun.models.describe import describe, describe_config, layout_of
 from localrun.models.geometries import geometry, names
-from localrun.models.grouping import Entry, merged, parameters_of, scales
+from localrun.models.grouping import Entry, groups, merged, parameters_of, scales
 from localrun.models.layout import LayoutTensor
 from localrun.models.spec import Experts
 
@@ -127,6 +127,16 @@ def test_parameters_are_counted_as_the_model_has_them(name: str) -> None:
     found = [entry(*tensor) for tensor in tensors]
 
     assert sum(parameters_of(each, scales(found)) for each in found) == expected
+
+
+def test_a_token_reads_one_row_of_a_table_of_experts_by_token() -> None:
+    found = [
+        entry("layers.0.ffn.gate.tid2eid", (1000, 6), "I64"),
+        entry("layers.0.ffn.gate.weight", (8, 16), "BF16"),
+    ]
+    (router,) = groups(found, layers=1)
+
+    assert (router.bytes, router.active_bytes) == (1000 * 48 + 256, 48 + 256)
 
 
 def test_experts_that_differ_stay_apart() -> None:
