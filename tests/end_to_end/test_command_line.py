@@ -171,7 +171,7 @@ USAGE = {
     "too many threads": (["run", "MODEL", "hi", "--threads", "9999"], 2, "--threads 9999"),
     "a context of nothing": (["run", "MODEL", "hi", "--ctx", "0"], 2, "--ctx 0"),
     "a size that is none": (["run", "MODEL", "hi", "--ram", "lots"], 2, "lots"),
-    "more than the limit": (["run", "MODEL", "hi", "--ram", "1MB"], 4, "are needed"),
+    "more than the limit": (["run", "MODEL", "hi", "--ram", "1MB"], 4, "does not fit: ram lacks"),
     "an absurd temperature": (["run", "MODEL", "hi", "--temperature", "-1"], 2, "temperature"),
     "an open port without a key": (["serve", "--host", "0.0.0.0"], 2, "--api-key"),
     "a port that is none": (["serve", "--port", "70000"], 2, "70000"),
@@ -344,7 +344,7 @@ def test_a_configuration_that_cannot_be_meant_is_refused(text: str, said: str, h
 FROM_CONFIG = {
     "a flag of another command": ('cors-origin = ["http://a.example"]', ["list"], 0, ""),
     "one value for a list": ('cors-origin = "http://a"\nport = "70001"', ["serve"], 2, "70001"),
-    "a size in bytes": ("ram = 1000000", ["run", "MODEL", "hi"], 4, "0.00 GB are allowed by --ram"),
+    "a size in bytes": ("ram = 1000000", ["run", "MODEL", "hi"], 4, "0.00 allowed by --ram"),
     "a size that is none": ("ram = 1.5", ["run", "MODEL", "hi"], 2, "config.toml: ram: size '1.5'"),
     "a word for a number": ('ctx = "abc"', ["run", "MODEL", "hi"], 2, "config.toml: ctx: "),
     "a number for a switch": ("stats = 3", ["run", "MODEL", "hi"], 2, "config.toml: stats: "),
