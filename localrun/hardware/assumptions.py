@@ -8,6 +8,7 @@ from __future__ import annotations
 from localrun.hardware.disk_classes import CLASSES, DiskClass, apple_internal
 from localrun.hardware.machine import Cpu, Speed
 from localrun.hardware.parts import dram
+from localrun.hardware.platforms import platform
 from localrun.hardware.reserves import GIB
 
 # Flags that came with processors whose memory is DDR5, or may be.
@@ -15,13 +16,21 @@ _DDR5_FLAGS = frozenset({"avx_vnni", "avx512_bf16", "avx512_fp16", "amx_tile"})
 # GB/s by GiB at most: the slowest card of that size that runs models at all.
 _BANDWIDTH_BY_SIZE = ((4, 112), (6, 192), (8, 256), (12, 360), (16, 448), (24, 600), (48, 768))
 _BANDWIDTH_OF_MORE = 1500
+# What one core draws from memory at most; a part of a server's cores sees no more of its memory.
+_CORE_GBPS = 25.0
 UNKNOWN_LINK = Speed(12.0, "assumed", "PCIe 3.0 x16, what most slots do at least")
 # A part of a processor that borrows a little of its memory; it is no tier of its own.
 SMALLEST_CARD = 2 * GIB
 
 
 def ram_speed(cpu: Cpu) -> Speed:
-    """Of what is sold with such a processor: modules say their speed to root alone."""
+    """Of the processor's platform, as far as this process's cores reach; else of what is sold with
+    so many cores. Modules say their speed to root alone."""
+    cores = max(1, min(cpu.cores, cpu.usable))
+    known = platform(cpu.name, cpu.sockets)
+    if known is not None:
+        source = f"{known.channels} channels of {known.transfers} MT/s, the platform of {cpu.name}"
+        return Speed(min(known.gbps, cores * _CORE_GBPS), "assumed", source)
     generation = "ddr5-4800" if _DDR5_FLAGS.intersection(cpu.flags) else "ddr4-2666"
     channels = 2 if cpu.cores <= 16 else 4 if cpu.cores <= 32 else 8
     part = dram(f"{generation}x{channels}")

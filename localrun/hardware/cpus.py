@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import re
 from pathlib import Path
 
 from localrun.hardware.cgroup import PROC, SYS, cgroup_limits, read_text
@@ -16,6 +17,7 @@ _FLAGS = frozenset(
     | {"avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16"}
     | {"asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve", "sve2", "sme"}
 )
+_SOCKET = re.compile(r"^physical id\s*:\s*(\d+)", re.MULTILINE)
 _NAME_KEYS = ("model name", "Model", "Hardware", "cpu model")
 _FLAG_KEYS = ("flags", "Features")
 
@@ -26,7 +28,8 @@ def cpu(proc: Path = PROC, sys: Path = SYS) -> Cpu:
 
     logical = psutil.cpu_count(logical=True) or os.cpu_count() or 1
     cores = psutil.cpu_count(logical=False) or logical
-    info = cpuinfo(read_text(proc / "cpuinfo") or "")
+    text = read_text(proc / "cpuinfo") or ""
+    info = cpuinfo(text)
     name = next((info[key] for key in _NAME_KEYS if info.get(key)), "")
     flags = next((info[key] for key in _FLAG_KEYS if info.get(key)), "")
     return Cpu(
@@ -35,6 +38,7 @@ def cpu(proc: Path = PROC, sys: Path = SYS) -> Cpu:
         logical=logical,
         usable=usable_cpus(affinity(logical), cgroup_limits(proc, sys).cpus),
         flags=tuple(sorted(_FLAGS.intersection(flags.split()))),
+        sockets=max(1, len(set(_SOCKET.findall(text)))),
     )
 
 

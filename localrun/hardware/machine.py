@@ -67,13 +67,15 @@ class DiskReads:
 
 @dataclass(frozen=True, slots=True)
 class Cpu:
-    """``usable`` is what affinity and the cgroup quota leave this process, at least 1."""
+    """``cores`` are physical, over all ``sockets``; ``usable`` is what affinity and the cgroup
+    quota leave this process, at least 1."""
 
     name: str
     cores: int
     logical: int
     usable: int
     flags: tuple[str, ...] = ()
+    sockets: int = 1
 
 
 @dataclass(frozen=True, slots=True)

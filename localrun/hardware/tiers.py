@@ -41,7 +41,7 @@ def with_tiers(machine: Machine, measured: Measurements | None, *, model_place: 
         machine,
         notes=tuple(notes),
         tiers=(*memory, *([tier] if tier else [])),
-        compute=measured.compute(cores) if measured else Compute(cores),
+        compute=measured.compute(cores) if measured else Compute(cores, machine.cpu.sockets),
         disk_reads=reads,
     )
 
