@@ -1,59 +1,97 @@
 """Rows of a table of published runs as the planner's inputs: a model, a machine and constraints.
 
-The columns are those of the table's legend. A row's id, notes and measured columns are not read
-here, so that nothing of an answer can reach a prediction.
+Of a row only the columns in ``INPUTS`` are read. Its id, its notes and everything that was measured
+are not among them, so nothing of an answer can reach a prediction.
 """
 
 from __future__ import annotations
 
 import csv
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
+from typing import Final
 from urllib.parse import urlsplit
 
-from localrun.errors import LocalrunError
+from published_weights import GB, Skipped, weights
+
+from localrun.errors import LocalrunError, UsageError
 from localrun.hardware import assembly
-from localrun.hardware.assembly import Ram
+from localrun.hardware.assembly import Card, Ram
 from localrun.hardware.machine import Compute, Machine, Speed
 from localrun.hardware.parts import find
-from localrun.hardware.platforms import platform
-from localrun.models import geometries
-from localrun.models.describe import describe_config
-from localrun.models.spec import Experts, Group, ModelSpec
+from localrun.hardware.platforms import Platform, platform
+from localrun.models.spec import ModelSpec
 from localrun.plan.engines import ENGINES, Engine
 from localrun.plan.plan import EngramPlace, PlanRequest, Workload
 
-GB = 10**9
-# What an engine's --help says it does with a long prompt unless told otherwise.
-_DEFAULT_UBATCH = {"llama.cpp": 512, "ollama": 512, "ik_llama.cpp": 512}
-_TABLES = {"disk_prefetch": "ahead", "disk_sync": "inside", "disk_mmap": "faults"}
-# What a row's own name for a quantization means, in bits a weight: of experts, of the rest.
-_BITS = {
-    "q2-mixed": (2.25, 8.5),
-    "q4-mixed": (4.5, 8.5),
-    "4bit-affine": (4.5, 4.5),
-    "2bit-affine": (2.5, 4.5),
-    "VQ3": (2.8, 8.5),
-    "int4": (4.0, 4.0),
-    "4bit": (4.5, 4.5),
-    "IQ3_KS": (3.19, 6.5),
-    "NVFP4": (4.5, 16.0),
+__all__ = ["INPUTS", "MEASURED", "Run", "Skipped", "number", "read", "rows"]
+
+INPUTS: Final = (
+    "model_key",
+    "quant",
+    "file_size_gb",
+    "bits_per_weight_experts",
+    "engine",
+    "machine_kind",
+    "gpu_key",
+    "gpu_count",
+    "vram_gb",
+    "ram_gb",
+    "ram_gbps_theoretical",
+    "ram_gbps_measured",
+    "cpu",
+    "cpu_cores",
+    "disk_gbps",
+    "placement",
+    "placement_value",
+    "placement_unit",
+    "expert_cache_gb",
+    "engram_placement",
+    "n_ctx",
+    "n_depth",
+    "ubatch",
+    "batch",
+    "speculative",
+    "source_url",
+)
+MEASURED: Final = ("prefill_tps", "decode_tps", "vram_used_gb", "hit_rate")
+# What llama.cpp and what is built on it do with a long prompt unless told otherwise.
+_DEFAULT_UBATCH: Final = 512
+_LLAMA_CPP: Final = (
+    "llama.cpp",
+    "ik_llama.cpp",
+    "ollama",
+    "lmstudio",
+    "koboldcpp",
+    "jan",
+    "llamafile",
+    "llama-cpp-python",
+)
+_MOST_CARDS: Final = 64
+_SPELT: Final = {
+    "llamacpp": "llama.cpp",
+    "llama-server": "llama.cpp",
+    "llama-bench": "llama.cpp",
+    "lm studio": "lmstudio",
+    "lm-studio": "lmstudio",
+    "trt-llm": "tensorrt-llm",
 }
-_RAISED = 7 / 8
-_DESKTOP_GBPS = 89.6
-_NATIVE = ("fp4-fp8-native",)
-_ALIASES = {"Q2": "Q2_K", "UD-IQ1_S": "IQ1_S", "UD-Q3_K_XL": "Q3_K_L"}
-
-
-class Skipped(Exception):
-    """The row lacks what a prediction needs."""
+_RAISED: Final = 7 / 8
+_DESKTOP_GBPS: Final = 89.6
+_EVERYTHING: Final = 1 << 16
+_GIB: Final = 1 << 30
+# No machine, file or context has more of anything.
+_MOST: Final = 1e9
+_APPLE: Final = re.compile(r"^apple\s+", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One row as the planner sees it. ``kind`` is the class that its error counts in."""
+    """One row as the planner sees it. ``kind`` is the class that its error counts in, ``source``
+    who published it; ``ram_stated`` is false where the speed of a host's memory is a guess."""
 
     kind: str
     source: str
@@ -66,32 +104,47 @@ class Run:
 
 
 def rows(path: Path) -> list[dict[str, str]]:
-    """The table's rows by column name."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    """The table's rows by column name; what a row leaves out is empty.
+
+    Raises:
+        UsageError: the file cannot be read, or is no such table.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+            found = csv.DictReader(file)
+            columns = [name for name in found.fieldnames or () if name]
+            lines = list(found)
+    except (OSError, csv.Error) as error:
+        raise UsageError(f"--runs {path}: {error}") from error
+    if "model_key" not in columns or "engine" not in columns:
+        raise UsageError(f"--runs {path}: no columns model_key and engine: not a table of runs")
+    wanted = dict.fromkeys((*INPUTS, *MEASURED, "id", "trap", *columns))
+    return [{name: (line.get(name) or "").strip() for name in wanted} for line in lines]
 
 
 def read(row: Mapping[str, str]) -> Run:
     """Raises Skipped with the reason."""
-    if row["batch"] not in ("single", ""):
-        raise Skipped(f"batch is {row['batch']}")
-    if not row["model_key"]:
+    seen = {name: row.get(name) or "" for name in INPUTS}
+    if seen["batch"] not in ("single", ""):
+        raise Skipped(f"batch is {seen['batch']}")
+    if seen["speculative"] not in ("none", ""):
+        raise Skipped(f"speculative decoding ({seen['speculative']})")
+    if not seen["model_key"]:
         raise Skipped("no geometry is known of the model")
-    kind = ENGINES.get(row["engine"])
-    if kind is None:
-        raise Skipped(f"engine {row['engine']!r} has no traits")
-    if row["engram_placement"] in _TABLES:
-        kind = replace(kind, tables=_TABLES[row["engram_placement"]])
+    size, bits = number(seen, "file_size_gb"), number(seen, "bits_per_weight_experts")
+    engine = _engine(seen)
     try:
         return Run(
-            kind=kind_of(row),
-            source=source_of(row["source_url"]),
-            spec=_spec(row),
-            machine=_machine(row),
-            engine=kind,
-            device=row["machine_kind"] != "cpu",
-            request=_request(row),
-            ram_stated=bool(row["ram_gbps_measured"] or row["ram_gbps_theoretical"] or row["cpu"]),
+            kind=kind_of(seen),
+            source=source_of(seen["source_url"]),
+            spec=weights(seen["model_key"], seen["quant"], size or None, bits or None),
+            machine=_machine(seen),
+            engine=engine,
+            device=seen["machine_kind"] != "cpu" and seen["placement"] != "cpu",
+            request=_request(seen, engine),
+            ram_stated=bool(
+                seen["ram_gbps_measured"] or seen["ram_gbps_theoretical"] or seen["cpu"]
+            ),
         )
     except LocalrunError as error:
         raise Skipped(error.message) from error
@@ -103,181 +156,163 @@ def kind_of(row: Mapping[str, str]) -> str:
         return "engram"
     if row["placement"] == "streaming":
         return "streaming"
-    if row["machine_kind"] in ("cpu", "unified"):
-        return row["machine_kind"]
-    return "all-gpu" if row["placement"] == "all_gpu" else "hybrid"
+    if row["machine_kind"] == "cpu" or row["placement"] == "cpu":
+        return "cpu"
+    if row["machine_kind"] == "unified":
+        return "unified"
+    return "all-gpu" if row["placement"] in ("all_gpu", "resident") else "hybrid"
 
 
 def source_of(url: str) -> str:
     """Who measured: a repository, or a site."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return url
     path = [part for part in parts.path.split("/") if part]
     return "/".join(path[:2]) if parts.hostname == "github.com" else str(parts.hostname)
 
 
-def _number(row: Mapping[str, str], column: str) -> float | None:
+def number(row: Mapping[str, str], column: str) -> float | None:
+    """A figure of the row, None where it says nothing.
+
+    Raises:
+        Skipped: what stands there is no number, or one that nothing has.
+    """
     text = row[column].strip()
-    return float(text) if text else None
-
-
-@cache
-def _described(key: str, quant: str | None) -> ModelSpec:
-    return describe_config(geometries.geometry(key), quant=quant)
-
-
-def _spec(row: Mapping[str, str]) -> ModelSpec:
-    """The model at the row's quantization, its size as the row states it."""
-    quant = row["quant"]
-    key = row["model_key"]
-    if key not in geometries.names():
-        raise Skipped(f"no geometry is called {key!r}")
-    if quant in _NATIVE:
-        return _described(key, None)
-    size, bits = _number(row, "file_size_gb"), _number(row, "bits_per_weight_experts")
-    if quant in _BITS:
-        experts, rest = _BITS[quant]
-        return _rebitted(_described(key, None), bits or experts, rest, size)
+    if not text:
+        return None
     try:
-        spec = _described(key, _ALIASES.get(quant, quant))
-    except LocalrunError as error:
-        if size is None and bits is None:
-            raise Skipped(f"quantization {quant!r} states neither bits nor size") from error
-        return _rebitted(_described(key, None), bits or 4.5, 8.5, size)
-    if size is None or spec.of("engram"):
-        return spec
-    return _scaled(spec, size * GB / spec.tensor_bytes)
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= _MOST:
+        raise Skipped(f"{column}: {text[:64]!r} is no number it can have")
+    return value
 
 
-def _rebitted(spec: ModelSpec, experts: float, rest: float, size: float | None) -> ModelSpec:
-    """``spec`` with other bits a weight; where the size is known, the rest makes it up."""
-    apart = ("engram", "draft", "vision")
-    routed = sum(group.parameters for group in spec.of("experts"))
-    others = sum(group.parameters for group in spec.groups if group.kind not in ("experts", *apart))
-    tables = sum(group.bytes for group in spec.of("engram"))
-    if size is not None and others:
-        left = size * GB - tables - routed * experts / 8
-        rest = min(16.0, max(3.0, 8 * left / others))
-    return _with_groups(
-        spec,
-        [
-            group
-            if group.kind in apart
-            else _resized(group, (experts if group.kind == "experts" else rest) / 8)
-            for group in spec.groups
-        ],
-    )
-
-
-def _resized(group: Group, bytes_each: float) -> Group:
-    size = int(group.parameters * bytes_each)
-    return _grown(group, size / group.bytes if group.bytes else 1.0, packed=bytes_each < 2)
-
-
-def _scaled(spec: ModelSpec, factor: float) -> ModelSpec:
-    return _with_groups(spec, [_grown(group, factor, packed=False) for group in spec.groups])
-
-
-def _grown(group: Group, factor: float, *, packed: bool) -> Group:
-    experts = group.experts
-    if experts is not None:
-        experts = Experts(experts.count, experts.used, int(experts.bytes * factor))
-    size = int(group.bytes * factor)
-    types = {name: int(part * factor) for name, part in group.types.items()}
-    return replace(
-        group,
-        bytes=size,
-        active_bytes=int(group.active_bytes * factor),
-        types={"packed": size} if packed else types,
-        experts=experts,
-    )
-
-
-def _with_groups(spec: ModelSpec, groups: list[Group]) -> ModelSpec:
-    return replace(spec, groups=tuple(groups), tensor_bytes=sum(group.bytes for group in groups))
+def _engine(row: Mapping[str, str]) -> Engine:
+    """The traits of the row's engine, as the row's placement shows them."""
+    name = row["engine"].casefold()
+    name = next((_SPELT[each] for each in _SPELT if name.startswith(each)), name)
+    named = [key for key in ENGINES if name.startswith(key)]
+    if not named:
+        raise Skipped(f"engine {row['engine'][:64]!r} has no traits")
+    found = ENGINES[max(named, key=len)]
+    if row["placement"] == "streaming" and found.streams == "no":
+        # Files larger than memory were mapped: the page cache holds what it can of the experts.
+        found = replace(found, experts="slots", streams="pages")
+    match row["engram_placement"]:
+        case "disk_prefetch":
+            return replace(found, tables="ahead")
+        case "disk_sync":
+            return replace(found, tables="inside")
+        case "disk_mmap":
+            return replace(found, tables="faults")
+    return found
 
 
 def _machine(row: Mapping[str, str]) -> Machine:
-    disk = assembly.storage("nvme4")
-    speed = _number(row, "disk_gbps")
-    chip = row["cpu"].removeprefix("Apple ").replace(" ", "-").lower()
-    if row["machine_kind"] == "unified" or row["cpu"].startswith("Apple "):
-        slug = row["gpu_key"] if row["machine_kind"] == "unified" else chip
-        part = find(slug, "mac", "apu", where="gpu_key")
-        memory = _number(row, "ram_gb") or _number(row, "vram_gb")
-        if memory is None:
-            raise Skipped("the machine's memory is not stated")
-        disk = assembly.internal_storage(part)
-        machine = assembly.unified("row", part, int(memory * (1 << 30)), disk)
+    speed = number(row, "disk_gbps")
+    apple = _APPLE.match(row["cpu"])
+    if row["machine_kind"] == "unified" or apple:
+        chip = _APPLE.sub("", row["cpu"]).replace(" ", "-").lower()
+        machine = _pool(row, row["gpu_key"] if row["machine_kind"] == "unified" else chip)
     else:
         machine = _discrete(row)
-    if speed is not None:
-        tiers = tuple(
-            replace(tier, read=Speed(speed, "measured", "the row")) if tier.kind == "disk" else tier
-            for tier in machine.tiers
-        )
-        machine = replace(machine, tiers=tiers)
-    return machine
+    if not speed:
+        return machine
+    tiers = tuple(
+        replace(tier, read=Speed(speed, "measured", "the row")) if tier.kind == "disk" else tier
+        for tier in machine.tiers
+    )
+    return replace(machine, tiers=tiers)
+
+
+def _pool(row: Mapping[str, str], slug: str) -> Machine:
+    if not slug:
+        raise Skipped("the GPU is not stated")
+    part = find(slug, "mac", "apu", where="gpu_key")
+    memory = number(row, "ram_gb") or number(row, "vram_gb")
+    if not memory:
+        raise Skipped("the machine's memory is not stated")
+    disk = assembly.internal_storage(part)
+    return assembly.unified("row", part, int(memory * _GIB), disk)
 
 
 def _discrete(row: Mapping[str, str]) -> Machine:
-    cards = []
-    if row["machine_kind"] != "cpu":
-        if not row["gpu_key"]:
-            raise Skipped("the GPU is not stated")
-        part = find(row["gpu_key"], "gpu", where="gpu_key")
-        cards = [assembly.card(part)] * int(_number(row, "gpu_count") or 1)
+    cards = [] if row["machine_kind"] == "cpu" else _cards(row)
     cpu = platform(row["cpu"])
-    cores = int(_number(row, "cpu_cores") or 0)
-    memory = _number(row, "ram_gb")
-    if row["placement"] != "all_gpu" and memory is None and row["placement"] == "streaming":
+    cores = int(number(row, "cpu_cores") or 0)
+    memory = number(row, "ram_gb")
+    if not memory and row["placement"] == "streaming":
         raise Skipped("the machine's memory is not stated")
-    ram = Ram("row", int((memory or 512) * (1 << 30)), _ram_speed(row, cpu and cpu.gbps))
-    channels = cpu.channels if cpu else 2
-    count = cores or assembly.assumed_cores(channels)
+    ram = Ram("row", int((memory or 512) * _GIB), _ram_speed(row, cpu))
+    count = cores or assembly.assumed_cores(cpu.channels if cpu else 2)
     machine = assembly.discrete("row", cards, ram, assembly.storage("nvme4"), count)
     return replace(machine, compute=Compute(count, sockets=cpu.sockets if cpu else 1))
 
 
-def _ram_speed(row: Mapping[str, str], platform_gbps: float | None) -> Speed:
-    measured, theory = _number(row, "ram_gbps_measured"), _number(row, "ram_gbps_theoretical")
-    if measured is not None:
+def _cards(row: Mapping[str, str]) -> list[Card]:
+    """One for each GPU, all of one kind."""
+    slug = row["gpu_key"]
+    if slug in ("", "none"):
+        raise Skipped("the GPU is not stated")
+    if "+" in slug:
+        raise Skipped("gpu_key: which layers each kind of GPU computes is not stated")
+    count = int(number(row, "gpu_count") or 1)
+    if count > _MOST_CARDS:
+        raise Skipped(f"gpu_count: {count} is more than {_MOST_CARDS}")
+    return [assembly.card(find(slug, "gpu", where="gpu_key"))] * count
+
+
+def _ram_speed(row: Mapping[str, str], cpu: Platform | None) -> Speed:
+    measured, theory = number(row, "ram_gbps_measured"), number(row, "ram_gbps_theoretical")
+    if measured:
         return Speed(measured, "measured", "the row")
-    if theory is not None:
+    if theory:
         return Speed(theory, "specified", "the row")
-    if platform_gbps is not None:
-        return Speed(platform_gbps, "assumed", "the platform of the row's CPU")
+    if cpu is not None:
+        return Speed(cpu.gbps, "assumed", "the platform of the row's CPU")
     return Speed(_DESKTOP_GBPS, "assumed", "a desktop: two channels of DDR5-5600")
 
 
-def _request(row: Mapping[str, str]) -> PlanRequest:
-    depth = int(_number(row, "n_depth") or 0)
-    stated = int(_number(row, "n_ctx") or 0)
+def _request(row: Mapping[str, str], engine: Engine) -> PlanRequest:
+    depth, stated = int(number(row, "n_depth") or 0), int(number(row, "n_ctx") or 0)
     prompt = depth or min(stated, 4096) or 512
-    placement, value = row["placement"], _number(row, "placement_value")
-    n_ctx = max(stated, depth + 640, prompt + 640)
-    ubatch = _number(row, "ubatch")
-    ubatch = _DEFAULT_UBATCH.get(row["engine"]) if ubatch is None or ubatch < 32 else ubatch
-    cache_gb, memory = _number(row, "expert_cache_gb"), _number(row, "ram_gb")
+    ubatch = number(row, "ubatch")
+    # A run in micro-batches of a few tokens measured decoding that way.
+    if ubatch is None or ubatch < 32:
+        ubatch = _DEFAULT_UBATCH if engine.name in _LLAMA_CPP else None
+    cache_gb, memory = number(row, "expert_cache_gb"), number(row, "ram_gb")
     raised = row["machine_kind"] == "unified" and cache_gb is not None and memory is not None
     request = PlanRequest(
         # Who keeps so much of one pool has raised the system's limit (sysctl iogpu.wired_limit_mb).
-        ram_bytes=int(memory * (1 << 30) * _RAISED) if raised and memory else None,
-        n_ctx=n_ctx,
+        ram_bytes=int(memory * _GIB * _RAISED) if raised and memory else None,
+        n_ctx=max(stated, prompt + 640),
         workload=Workload(prompt=prompt, output=128),
         ubatch=None if ubatch is None else int(ubatch),
         expert_cache_bytes=None if cache_gb is None else int(cache_gb * GB),
         engram=_engram_place(row),
     )
-    everything = 1 << 16
-    match placement:
+    return _placed(row, request)
+
+
+def _placed(row: Mapping[str, str], request: PlanRequest) -> PlanRequest:
+    """The row's placement as a constraint; where it states no number, the planner finds one."""
+    value = number(row, "placement_value") if row["placement_unit"] in ("layers", "") else None
+    layers = None if value is None else int(value)
+    match row["placement"]:
         case "all_gpu" | "resident":
-            return replace(request, gpu_layers=everything)
-        case "ngl" if value is not None:
-            return replace(request, gpu_layers=int(value))
-        case "layer_split_cpu" if value is not None:
-            return replace(request, gpu_layers=int(value), cpu_expert_layers=0)
-        case "ncmoe" | "experts_cpu" if value is not None:
-            return replace(request, gpu_layers=everything, cpu_expert_layers=int(value))
+            return replace(request, gpu_layers=_EVERYTHING)
+        case "ngl" if layers is not None:
+            return replace(request, gpu_layers=layers)
+        case "layer_split_cpu" if layers is not None:
+            return replace(request, gpu_layers=layers, cpu_expert_layers=0)
+        case "ncmoe" | "experts_cpu" if layers is not None:
+            return replace(request, gpu_layers=_EVERYTHING, cpu_expert_layers=layers)
+        case "experts_cpu":
+            return replace(request, gpu_layers=_EVERYTHING, cpu_expert_layers=_EVERYTHING)
     return request
 
 

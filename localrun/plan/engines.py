@@ -64,7 +64,15 @@ _ENGINES = (
     Engine("mlx", "layers", "no", "inside", source="backends/mlx"),
     # ---------------------------------------------------------------------------------------------
     Engine("ollama", "layers", "no", "faults", source="runs llama.cpp"),
+    Engine("lmstudio", "layers", "no", "faults", source="lmstudio.ai/docs: runs llama.cpp"),
+    Engine("jan", "layers", "no", "faults", source="github.com/janhq/jan: runs llama.cpp"),
+    Engine("koboldcpp", "layers", "no", "faults", source="github.com/LostRuins/koboldcpp: a fork"),
+    Engine("llamafile", "layers", "no", "faults", source="github.com/Mozilla-Ocho/llamafile"),
+    Engine("llama-cpp-python", "layers", "no", "faults", source="bindings of llama.cpp"),
     Engine("ik_llama.cpp", "layers", "no", "faults", source="a fork of llama.cpp"),
+    Engine("mlx-lm", "layers", "no", "inside", source="github.com/ml-explore/mlx-lm"),
+    Engine("omlx", "layers", "no", "inside", source="github.com/jundot/omlx: serves mlx-lm"),
+    Engine("rapid-mlx", "layers", "no", "inside", source="github.com/raullenchai/Rapid-MLX"),
     Engine(
         "ktransformers",
         "slots",
@@ -131,6 +139,24 @@ _ENGINES = (
         parallel_cards=True,
         source="docs.vllm.ai: tensor parallel inside a stage",
     ),
+    Engine(
+        "sglang",
+        "layers",
+        "no",
+        "faults",
+        parallel_cards=True,
+        source="docs.sglang.ai: --tp-size",
+    ),
+    Engine(
+        "tensorrt-llm",
+        "layers",
+        "no",
+        "faults",
+        parallel_cards=True,
+        source="nvidia.github.io/TensorRT-LLM: tensor parallel mapping",
+    ),
+    Engine("exllama", "layers", "no", "faults", source="github.com/turboderp-org: layer split"),
+    Engine("tabbyapi", "layers", "no", "faults", source="github.com/theroyallab: serves exllama"),
 )
 ENGINES = {engine.name: engine for engine in _ENGINES}
 
