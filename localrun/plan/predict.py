@@ -74,7 +74,8 @@ def token_terms(
         layers = sum(share.layers for share in work.cards)
         parts["between cards"] = 2 * layers * constants.REDUCE_MS
     elif len(work.cards) > 1:
-        parts["between cards"] = (len(work.cards) - 1) * constants.HOP_MS
+        busy = sum(bool(share.layers) for share in work.cards)
+        parts["between cards"] = max(0, busy - 1) * constants.HOP_MS
     if work.host is not None and rooms.host is not None:
         _host(parts, work, rooms, engine, fit, threads)
     if work.handovers:
@@ -87,7 +88,12 @@ def token_terms(
     disk = _disk(work, rooms)
     if disk > 0:
         parts["disk"] = disk
-    return Terms(parts, engine.overlap * min(disk, computing))
+    return Terms(parts, _overlap(engine, rooms) * min(disk, computing))
+
+
+def _overlap(engine: Engine, rooms: Rooms) -> float:
+    """One memory controller serves both the disk's transfers and the GPU of a unified memory."""
+    return 0.0 if rooms.unified else engine.overlap
 
 
 def _card(parts: dict[str, float], share: Share, tier: Tier, fit: Constants) -> None:
@@ -277,7 +283,7 @@ def chunk_terms(work: Chunk, rooms: Rooms, engine: Engine, fit: Constants) -> Te
     if work.reads and rooms.disk is not None:
         parts["n-gram rows"] = _chunk_rows(work, rooms, engine)
     reading = parts.get("disk", 0.0) + parts.get("n-gram rows", 0.0)
-    return Terms(parts, engine.overlap * min(reading, computing))
+    return Terms(parts, _overlap(engine, rooms) * min(reading, computing))
 
 
 def _chunk_rows(work: Chunk, rooms: Rooms, engine: Engine) -> float:
