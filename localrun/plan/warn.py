@@ -36,6 +36,8 @@ def warnings(
 def _backend(found: Solution, machine: Machine) -> Iterator[str]:
     if found.candidate.problem:
         yield found.candidate.problem
+    if found.task.request.vram_bytes and not found.rooms.cards:
+        yield "--vram is not used: there is no GPU here that this backend computes on"
     discrete = [tier for tier in machine.tiers if tier.kind == "vram"]
     if discrete and not found.candidate.device:
         yield (
