@@ -21,6 +21,8 @@ _NATIVE = ("fp4-fp8-native", "native", "release")
 # Of what is neither experts nor named otherwise: 8-bit blocks with a 16-bit scale for every 32.
 _Q8 = 8.5
 _WIDE = 16.0
+# Nobody narrows what every token reads beyond this.
+_LEAST = 3.0
 # Scales and offsets of 16 bits each for 64 weights (MLX), for 128 weights (AWQ, GPTQ).
 _MLX_GROUP, _GPTQ_GROUP = 32 / 64, 20 / 128
 _NAMED_LESS = re.compile(r"^(?:UD|i1|imat)-|_R[48]$|-?(?:gguf|mlx|dwq)$", re.IGNORECASE)
@@ -44,6 +46,8 @@ _SHORT = {
     "Q8_K_XL": "Q8_0",
     "TQ1_0": "IQ1_S",
 }
+_APART = ("engram", "draft", "vision")
+_ENDS = ("embedding", "head")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +128,11 @@ def weights(key: str, quant: str, size_gb: float | None, bits: float | None) -> 
     known = known or Bits(bits or _Q8, _Q8, _Q8)
     if bits is not None:
         known = replace(known, experts=bits)
-    if size_gb is not None and "reap" in name.casefold():
-        return _pruned(_rebitted(released, known, None), size_gb)
-    return _rebitted(released, known, size_gb)
+    if size_gb is None:
+        return _rebitted(released, known)
+    if "reap" in name.casefold():
+        return _pruned(_rebitted(released, known), size_gb)
+    return _rebitted(released, _sized(released, known, size_gb, fixed=bits is not None))
 
 
 @cache
@@ -180,31 +186,40 @@ def _even(spec: ModelSpec, size_gb: float) -> float:
     return min(_WIDE, max(1.0, 8 * (size_gb * GB - tables) / max(1, counted)))
 
 
-_APART = ("engram", "draft", "vision")
-_ENDS = ("embedding", "head")
-
-
-def _rebitted(spec: ModelSpec, bits: Bits, size_gb: float | None) -> ModelSpec:
-    """``spec`` with other bits a weight; where the size is known, what are no experts makes it
-    up."""
+def _sized(spec: ModelSpec, bits: Bits, size_gb: float, *, fixed: bool) -> Bits:
+    """``bits`` of a file of that size: what are no experts makes it up, or the experts do where
+    that cannot be and their bits are not ``fixed`` by the row."""
+    left = size_gb * GB - sum(group.bytes for group in spec.of("engram"))
     routed = sum(group.parameters for group in spec.of("experts"))
-    if not routed:
-        bits = replace(bits, rest=bits.experts)
     others = [group for group in spec.groups if group.kind not in ("experts", *_APART)]
-    if size_gb is not None and others:
-        left = size_gb * GB - sum(group.bytes for group in spec.of("engram"))
-        left -= routed * bits.experts / 8
-        even = 8 * left / sum(group.parameters for group in others)
-        even = min(_WIDE, max(3.0 if routed else 1.0, even))
-        bits = Bits(bits.experts, even, even)
+    rest = sum(group.parameters for group in others)
+    even = 8 * (left - routed * bits.experts / 8) / max(1, rest)
+    if not routed or _LEAST <= even <= _WIDE or fixed:
+        least = _LEAST if routed else 1.0
+        even = min(_WIDE, max(least, even))
+        return Bits(bits.experts if routed else even, even, even)
+    kept = sum(_bits_of(group, bits) * group.parameters for group in others)
+    experts = min(_WIDE, max(1.0, (8 * left - kept) / routed))
+    return replace(bits, experts=experts)
+
+
+def _rebitted(spec: ModelSpec, bits: Bits) -> ModelSpec:
+    """``spec`` with other bits a weight."""
+    if not spec.of("experts"):
+        bits = replace(bits, rest=bits.experts)
     return _with_groups(spec, [_at(group, bits) for group in spec.groups])
+
+
+def _bits_of(group: Group, bits: Bits) -> float:
+    if group.kind == "experts":
+        return bits.experts
+    return bits.ends if group.kind in _ENDS else bits.rest
 
 
 def _at(group: Group, bits: Bits) -> Group:
     if group.kind in _APART or not group.bytes:
         return group
-    each = bits.experts if group.kind == "experts" else bits.rest
-    each = bits.ends if group.kind in _ENDS else each
+    each = _bits_of(group, bits)
     return _grown(group, int(group.parameters * each / 8) / group.bytes, packed=each < _WIDE)
 
 
