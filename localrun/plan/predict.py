@@ -18,7 +18,7 @@ from localrun.models.spec import ModelSpec
 from localrun.plan import constants
 from localrun.plan.constants import Constants
 from localrun.plan.engines import Engine
-from localrun.plan.rooms import Rooms
+from localrun.plan.rooms import SIMULATED, Rooms
 from localrun.plan.stack import Weights
 from localrun.plan.work import Chunk, Share, Token
 
@@ -99,20 +99,29 @@ def _overlap(engine: Engine, rooms: Rooms) -> float:
 def _card(parts: dict[str, float], share: Share, tier: Tier, fit: Constants) -> None:
     name, speed = share.tier, tier.read.value
     if tier.kind == "unified":
-        time = (share.weights.wide + share.weights.packed) / (fit.unified * speed) / _MS
-        packed = share.weights.parameters * _packed_share(share.weights)
+        launches, kv_share = fit.unified_block, _got(tier, fit.unified)
+        time = (share.weights.wide + share.weights.packed) / (kv_share * speed) / _MS
+        packed = 0.0 if _timed(tier) else share.weights.parameters * _packed_share(share.weights)
         unpacking = packed * fit.unpack / (_peak(tier) * 1e9)
         serial = tier.device.startswith(_SERIAL)
         time = time + unpacking if serial else max(time, unpacking)
-        launches, kv_share = fit.unified_block, fit.unified
     else:
-        time = share.weights.wide / (fit.gpu_wide * speed) / _MS
-        time += share.weights.packed / (fit.gpu_packed * speed) / _MS
-        launches, kv_share = fit.gpu_block, fit.gpu_wide
+        launches, kv_share = fit.gpu_block, _got(tier, fit.gpu_wide)
+        time = share.weights.wide / (kv_share * speed) / _MS
+        time += share.weights.packed / (_got(tier, fit.gpu_packed) * speed) / _MS
     parts[f"{name} weights"] = time
     parts[f"{name} launches"] = share.blocks * launches
     if share.kv:
         parts[f"{name} kv"] = share.kv / (kv_share * speed) / _MS
+
+
+def _timed(tier: Tier) -> bool:
+    """Whether ``read`` is what the card's own products got through: their losses are in it."""
+    return tier.read.basis == "measured" and tier.device != SIMULATED
+
+
+def _got(tier: Tier, share: float) -> float:
+    return 1.0 if _timed(tier) else share
 
 
 def _packed_share(weights: Weights) -> float:
@@ -265,8 +274,10 @@ def chunk_terms(work: Chunk, rooms: Rooms, engine: Engine, fit: Constants) -> Te
         share = 1 / len(work.card_parameters)
         flops = work.tokens * (2 * (parameters + extra) + work.attention * share)
         unified = tier.kind == "unified"
-        peak = _peak(tier) * (fit.unified_mfu if unified else fit.gpu_mfu)
-        reading = size / ((fit.unified if unified else fit.gpu_packed) * tier.read.value) / _MS
+        timed = tier.flops is not None and tier.flops.basis == "measured"
+        peak = _peak(tier) * (1.0 if timed else fit.unified_mfu if unified else fit.gpu_mfu)
+        got = _got(tier, fit.unified if unified else fit.gpu_packed)
+        reading = size / (got * tier.read.value) / _MS
         apart = len(work.card_parameters) if engine.parallel_cards else 1
         parts[tier.name] = max(flops / (peak * 1e9), reading) / apart
     if not uploads and rooms.host is not None and host_parameters:
