@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from localrun.hardware.machine import Machine
-from localrun.models.spec import ModelSpec
+from localrun.models.spec import Group, ModelSpec
 from localrun.plan import work
 from localrun.plan.estimate import estimate
 from localrun.plan.hits import TYPICAL_SKEW
@@ -26,6 +27,7 @@ from localrun.plan.plan import (
 )
 from localrun.plan.rooms import Rooms
 from localrun.plan.search import Solution, Source
+from localrun.plan.stack import Layer
 from localrun.plan.verdict import verdict
 from localrun.plan.warn import warnings
 from localrun.plan.whatif import what_if
@@ -37,8 +39,12 @@ _ORDER = (
     "router",
     "dense_ffn",
     "shared_experts",
+    "experts",
     "other",
+    "head",
 )
+# Of these the load says how much it holds.
+_APART = frozenset(("embedding", "engram", "draft", "vision"))
 
 
 def assemble(
@@ -134,7 +140,7 @@ def execution(
         threads=threads,
         threads_max=threads,
         mmap=maps_files(found, spec),
-        gpu_layers=choice.card_layers,
+        gpu_layers=choice.card_layers if made.cards else 0,
         parallel=request.parallel,
         kv_on_device=choice.kv_on_cards,
         tensor_split=tuple(split) if len(split) > 1 else (),
@@ -147,7 +153,7 @@ def execution(
 def maps_files(found: Solution, spec: ModelSpec) -> bool:
     """Whether files are mapped: not where what goes to cards would push the rest out of memory."""
     made = found.assignment
-    if made.host is None or not made.cards:
+    if made.host is None or not made.cards or made.choice.tables == "disk":
         return True
     return spec.tensor_bytes <= made.host.room.limit
 
@@ -172,29 +178,42 @@ def placements(made: Assignment) -> tuple[Placement, ...]:
             count = sum(layer.experts.count for layer in load.experts if layer.experts)
             found.append(Placement("experts", load.room.name, load.routed, count))
         if load.cache:
-            slots = made.host_slots if load is made.host else made.card_slots
-            mine = made.slotted
-            if load is not made.host:
-                mine = [layer for layer in made.slotted if layer in load.layers]
-            found.append(Placement("experts", load.room.name, load.cache, slots * len(mine)))
+            slots, below = made.card_slots, 0
+            mine = [layer for layer in load.layers if layer.experts]
+            if load is made.host:
+                slots, below, mine = slots + made.host_slots, slots, made.slotted
+            count = _experts(mine, slots) - _experts(mine, below)
+            found.append(Placement("experts", load.room.name, load.cache, count))
     found.extend(_on_disk(made))
     return tuple(item for item in found if item.bytes)
 
 
+def _experts(layers: list[Layer], slots: int) -> int:
+    """How many are kept of layers with so many slots each."""
+    return sum(min(slots, layer.experts.count) for layer in layers if layer.experts)
+
+
 def _dense(load: Load, made: Assignment) -> list[Placement]:
-    tier, spec = load.room.name, made.stack.spec
-    mine = {layer.index for layer in load.layers}
-    last = len(made.stack.layers) - 1
-    found = []
-    for kind in _ORDER:
-        groups = [
-            group
-            for group in spec.groups
-            if group.kind == kind and (group.layer if 0 <= group.layer <= last else last) in mine
-        ]
-        size = sum(group.bytes for group in groups)
-        found.append(Placement(kind, tier, size, len({group.layer for group in groups})))
-    found.append(Placement("head", tier, load.head.bytes, 1))
+    tier, mine = load.room.name, {layer.index for layer in load.layers}
+    inside = range(len(made.stack.layers))
+    groups: dict[str, list[Group]] = {}
+    for group in made.stack.spec.groups:
+        outside = group.kind == "head" or group.layer not in inside
+        if outside and group.kind not in _APART:
+            here = bool(load.head.tensors)
+        else:
+            here = group.layer in mine and group.kind not in _APART and group.experts is None
+        if here:
+            groups.setdefault(group.kind, []).append(group)
+    found = [
+        Placement(
+            kind,
+            tier,
+            sum(group.bytes for group in groups[kind]),
+            len({g.layer for g in groups[kind]}),
+        )
+        for kind in sorted(groups, key=_ORDER.index)
+    ]
     found.append(Placement("embedding", tier, load.embedding, 1))
     if load.extras:
         for kind, held in (("draft", made.stack.draft), ("vision", made.stack.vision)):
@@ -208,9 +227,9 @@ def _on_disk(made: Assignment) -> list[Placement]:
         return []
     tier, found = made.disk.name, []
     if made.streams:
-        away = made.experts - made.card_slots - made.host_slots
-        each = sum(layer.experts.bytes for layer in made.slotted if layer.experts)
-        found.append(Placement("experts", tier, away * each, away * len(made.slotted)))
+        kept = _experts(made.slotted, made.card_slots + made.host_slots)
+        count = _experts(made.slotted, made.experts) - kept
+        found.append(Placement("experts", tier, made.away, count))
     found.append(Placement("engram", tier, made.disk_tables, len(made.stack.tables)))
     return found
 
@@ -220,11 +239,15 @@ def _budgets(found: Solution, spec: ModelSpec, told: Execution) -> tuple[Budget,
     loads = {load.room.name: load for load in found.assignment.loads}
     if not found.engine.cells or found.rooms.unified:
         return tuple(load.budget() for load in loads.values())
-    held = llamacpp_memory(spec, told)
+    # All sequences share one cache.
+    held = llamacpp_memory(spec, replace(told, n_ctx=told.n_ctx * told.parallel))
+    mapped = found.assignment.disk_tables
     return tuple(
-        Budget(
+        loads[name].budget()
+        if loads[name].idle
+        else Budget(
             tier=name,
-            weights=parts.weights,
+            weights=parts.weights - (mapped if name == "ram" else 0),
             kv=parts.kv,
             compute=parts.compute + parts.output,
             limit=loads[name].room.limit,

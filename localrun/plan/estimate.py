@@ -25,18 +25,18 @@ def estimate(found: Solution) -> Prediction:
     prefilled = prompt.total * task.chunks(made)
     prefill = 1e3 * max(1, flow.prompt) / prefilled
     first = (prefilled * bool(flow.prompt) + terms.total) / 1e3
-    parts = {name: round(time, 4) for name, time in terms.parts.items()}
+    parts = {name: _told(time) for name, time in terms.parts.items()}
     if terms.hidden:
-        parts["hidden behind computing"] = -round(terms.hidden, 4)
+        parts["hidden behind computing"] = -_told(terms.hidden)
     return Prediction(
-        decode_tps=Range(_low(cold, band), round(typical, 3), _high(steady, band)),
+        decode_tps=Range(_low(cold, band), _told(typical), _high(steady, band)),
         prefill_tps=_around(prefill, band),
         ttft_s=_around(first, band),
         cold=_around(cold, band),
         steady=_around(steady, band),
         bound_by=bound_by(terms),
         terms_ms=parts,
-        prefill_terms_ms={name: round(time, 4) for name, time in prompt.parts.items()},
+        prefill_terms_ms={name: _told(time) for name, time in prompt.parts.items()},
     )
 
 
@@ -68,12 +68,17 @@ def bound_by(terms: predict.Terms) -> str:
 
 
 def _around(value: float, band: float) -> Range:
-    return Range(_low(value, band), round(value, 3), _high(value, band))
+    return Range(_low(value, band), _told(value), _high(value, band))
 
 
 def _low(value: float, band: float) -> float:
-    return round(value / (1 + band), 3)
+    return _told(value / (1 + band))
 
 
 def _high(value: float, band: float) -> float:
-    return round(value * (1 + band), 3)
+    return _told(value * (1 + band))
+
+
+def _told(value: float) -> float:
+    """Five digits: more are not known, fewer would make nothing of a slow disk."""
+    return float(f"{value:.5g}")

@@ -1,15 +1,17 @@
 """Knows no speeds: what one choice of layers, experts and context puts on each tier.
 
-The last layers go to the cards, in order, each to the first card with room; the experts of the
+The last layers go to the cards, in order (packing.py says how many to each); the experts of the
 first of them stay with the host where the choice says so. Slots are as many in every layer.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 from localrun.plan.constants import DEVICE_CONTEXT, STAGING
 from localrun.plan.engines import Engine
+from localrun.plan.packing import packed
 from localrun.plan.plan import Budget, KvType
 from localrun.plan.rooms import SIMULATED, Room, Rooms
 from localrun.plan.stack import NONE, Layer, Stack, Weights
@@ -17,12 +19,15 @@ from localrun.plan.stack import NONE, Layer, Stack, Weights
 
 @dataclass(frozen=True, slots=True)
 class Buffers:
-    """Bytes for a micro-batch: on a card, on the card or host with the output layer, on a host
-    beside cards."""
+    """Bytes for a micro-batch: on a card, on the card with the output layer, on a host beside cards
+    that compute all layers, on a host that computes some. ``process`` is what the program holds
+    besides."""
 
     card: int = 0
     head: int = 0
     host: int = 0
+    layers: int = 0
+    process: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,8 @@ class Choice:
 @dataclass(slots=True)
 class Load:
     """What one tier holds. ``layers`` are computed from here, ``experts`` are those whose experts
-    lie here whole, ``cache`` bytes of slots, ``extras`` what decoding does not read."""
+    lie here whole, ``cache`` bytes of slots, ``extras`` what decoding does not read, ``copies``
+    what lies elsewhere too."""
 
     room: Room
     layers: list[Layer] = field(default_factory=list)
@@ -58,6 +64,7 @@ class Load:
     embedding: int = 0
     tables: int = 0
     extras: int = 0
+    copies: int = 0
     kv: int = 0
     compute: int = 0
     overhead: int = 0
@@ -76,9 +83,13 @@ class Load:
         self.routed += layer.routed.bytes
 
     @property
+    def idle(self) -> bool:
+        return not self.total
+
+    @property
     def weights(self) -> int:
         held = self.dense.bytes + self.routed + self.head.bytes
-        return held + self.embedding + self.tables + self.extras
+        return held + self.embedding + self.tables + self.extras + self.copies
 
     @property
     def total(self) -> int:
@@ -98,6 +109,19 @@ class Load:
             expert_cache=self.cache,
             overhead=self.overhead,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A layer for a card: with its cache, and with its experts where ``whole``."""
+
+    layer: Layer
+    kv: int
+    whole: bool
+
+    @property
+    def bytes(self) -> int:
+        return self.layer.dense.bytes + self.kv + self.whole * self.layer.routed.bytes
 
 
 @dataclass(slots=True)
@@ -136,16 +160,32 @@ class Assignment:
         return self.card_slots + self.host_slots < self.experts
 
     @property
+    def cards_fit(self) -> bool:
+        return all(load.free >= 0 for load in self.cards)
+
+    @property
+    def away(self) -> int:
+        """Bytes of experts that no memory keeps."""
+        return sum(layer.routed.bytes for layer in self.slotted) - sum(
+            load.cache for load in self.loads
+        )
+
+    @property
     def missing(self) -> dict[str, int]:
         """Bytes that each tier lacks; empty where everything fits.
 
         A cache that does not hold one token's experts finds nothing, so it counts as lacking.
         """
         lacks = {load.room.name: -load.free for load in self.loads if load.free < 0}
+        disk = self.disk
+        held = self.disk_tables + (self.away if self.streams else 0)
+        if held and (disk is None or held > disk.limit):
+            lacks["disk"] = held - (disk.limit if disk else 0)
         slots = self.card_slots + self.host_slots
         base = self.host or self.cards[0]
         if not lacks and self.streams and slots < self.used:
-            lacks[base.room.name] = (self.used - slots) * slot_bytes(self.slotted)
+            more = held_in(self.slotted, self.used) - held_in(self.slotted, slots)
+            lacks[base.room.name] = max(1, more)
         asked = self.choice.cache_bytes
         if not lacks and self.streams and asked is not None:
             short = asked - base.cache - slot_bytes(self.slotted)
@@ -159,34 +199,34 @@ def slot_bytes(layers: list[Layer]) -> int:
     return sum(layer.experts.bytes for layer in layers if layer.experts)
 
 
+def held_in(layers: list[Layer], slots: int) -> int:
+    """Bytes of so many slots in each of these layers; none keeps more than there is."""
+    sizes = ((layer.routed.bytes, layer.experts) for layer in layers)
+    return sum(min(size, slots * experts.bytes) for size, experts in sizes if experts)
+
+
 def place(choice: Choice, stack: Stack, rooms: Rooms, engine: Engine) -> Assignment:
     """Put every byte of ``stack`` somewhere; ``missing`` says where it is too much."""
     cards = [Load(room) for room in rooms.cards] if choice.card_layers > 0 else []
     host = Load(rooms.host) if rooms.host else None
     made = Assignment(choice, stack, cards, host, rooms.disk, fragments=engine.fragments)
-    _buffers(made)
-    _layers(made)
+    there = _with_host(made)
     _outside(made)
+    _buffers(made)
+    if cards:
+        _on_cards(made, there)
+    elif host is not None:
+        _take_head(made, host)
     if made.slotted:
         _slots(made)
     return made
 
 
-def _buffers(made: Assignment) -> None:
-    """What is there whatever is placed."""
-    buffers = made.choice.buffers
-    for load in made.cards:
-        load.compute = buffers.card
-        if load.room.tier.kind == "vram" and load.room.tier.device != SIMULATED:
-            load.overhead = DEVICE_CONTEXT
-    if made.host is not None:
-        made.host.compute = buffers.host if made.cards else buffers.head
-
-
-def _layers(made: Assignment) -> None:
-    choice, host, at = made.choice, made.host, 0
+def _with_host(made: Assignment) -> list[Item]:
+    """Give the host its layers and experts; what the cards are to take comes back."""
+    choice, host = made.choice, made.host
     first = len(made.stack.layers) + 1 - choice.card_layers
-    apart = choice.host_experts
+    apart, there = choice.host_experts, []
     for layer in made.stack.layers:
         slotted = choice.slots and layer.experts is not None
         if slotted:
@@ -196,99 +236,134 @@ def _layers(made: Assignment) -> None:
             continue
         to_host = host is not None and layer.experts is not None and not slotted and apart > 0
         apart -= int(to_host)
-        kv = layer.kv if choice.kv_on_cards or host is None else 0
         whole = not (slotted or to_host)
-        size = layer.dense.bytes + kv + whole * layer.routed.bytes
-        if slotted:
-            at = max(at, _even(made.cards, layer.index / len(made.stack.layers)))
-        at = _next(made.cards, at, int(size * (1 + made.fragments)))
-        made.cards[at].take(layer, kv, whole=whole)
-        if made.cards[at].room.tier.kind == "vram":
-            made.cards[at].overhead += int(made.fragments * size)
+        kv = layer.kv if choice.kv_on_cards or host is None else 0
         if host is not None:
             host.kv += layer.kv - kv
             if to_host:
                 host.take_experts(layer)
-
-
-def _next(cards: list[Load], at: int, size: int) -> int:
-    """The card for the next ``size`` bytes: this one, the next with room, else the last."""
-    while at + 1 < len(cards) and cards[at].free < size:
-        at += 1
-    return at
-
-
-def _even(cards: list[Load], place: float) -> int:
-    """The card whose share of all cards' memory ``place``, of 0 to 1, lies in: each needs room for
-    slots of the layers that it computes."""
-    total, sum_to = sum(load.room.limit for load in cards), 0
-    for at, load in enumerate(cards):
-        sum_to += load.room.limit
-        if place * total < sum_to:
-            return at
-    return len(cards) - 1
+        there.append(Item(layer, kv, whole))
+    return there
 
 
 def _outside(made: Assignment) -> None:
-    """The head goes with the last layers; the embedding, of which single rows are read, and what
-    is not used while decoding stay with the host."""
+    """The embedding, of which single rows are read, and what is not used while decoding stay with
+    the host."""
     stack = made.stack
     base = made.host or made.cards[0]
-    last = _last(made) if made.cards else base
-    last.head = stack.head
-    last.compute = made.choice.buffers.head
     base.embedding = stack.embedding.bytes
     base.extras = stack.draft.bytes + stack.vision.bytes
     if made.choice.tables == "disk":
         made.disk_tables = stack.table_bytes
     else:
         base.tables = stack.table_bytes
-    if last.room.tier.kind == "vram":
-        last.overhead += int(made.fragments * stack.head.bytes)
-    copied = _largest_matrix(made.host) if made.host else 0
+
+
+def _buffers(made: Assignment) -> None:
+    """What is there whatever is placed."""
+    buffers, host = made.choice.buffers, made.host
+    if host is not None:
+        alone = not made.cards or bool(host.layers)
+        host.compute = buffers.process + (buffers.layers if alone else buffers.host)
+    copied = _largest_matrix(host) if host else 0
     for load in made.cards:
-        load.compute += copied
-        if not load.layers and load is not last:  # nothing runs there
-            load.compute = load.overhead = 0
+        load.compute = buffers.card + copied
+        if load.room.tier.kind == "vram" and load.room.tier.device != SIMULATED:
+            load.overhead = DEVICE_CONTEXT
 
 
 def _largest_matrix(host: Load) -> int:
-    """At most: a matrix of the host's is copied to the card that computes a long prompt with it.
-
-    A layer's experts are three matrices, and no other part of it is fewer.
-    """
+    """A matrix of the host's is copied to the card that computes a long prompt with it."""
     return max(
         (
-            *(layer.routed.bytes // 3 for layer in host.experts),
-            *(layer.dense.bytes // 3 for layer in host.layers),
+            *(layer.expert_matrix for layer in host.experts),
+            *(layer.matrix for layer in host.layers),
         ),
         default=0,
     )
 
 
-def _last(made: Assignment) -> Load:
-    """The card for the output layer: the last that computes a layer, or the next with room."""
-    used = max((at for at, load in enumerate(made.cards) if load.layers), default=0)
-    buffers, head = made.choice.buffers, made.stack.head.bytes
-    size = int(head * (1 + made.fragments)) + buffers.head - buffers.card
-    return made.cards[_next(made.cards, used, size)]
+def _on_cards(made: Assignment, there: list[Item]) -> None:
+    """The output layer goes with the last layers."""
+    sizes = [_grown(made, item.bytes) for item in there]
+    sizes.append(_head_bytes(made))
+    if made.slotted:
+        counts = _spread(made, there, sizes)
+    else:
+        speeds = [load.room.tier.read.value for load in made.cards]
+        counts = packed(sizes, [load.free for load in made.cards], speeds)
+    seats = (load for load, count in zip(made.cards, counts, strict=True) for _ in range(count))
+    for load, item in zip(seats, there, strict=False):
+        load.take(item.layer, item.kv, whole=item.whole)
+        load.overhead += _grown(made, item.bytes) - item.bytes
+    last = max(at for at, count in enumerate(counts) if count)
+    _take_head(made, made.cards[last])
+    for at, load in enumerate(made.cards):
+        if not counts[at]:  # nothing runs there
+            load.compute = load.overhead = 0
+
+
+def _grown(made: Assignment, size: int) -> int:
+    """``size`` on a card, with what its allocator loses."""
+    fragments = made.fragments if made.cards[0].room.tier.kind == "vram" else 0.0
+    return size + int(fragments * size)
+
+
+def _head_bytes(made: Assignment) -> int:
+    """What the output layer adds to a card."""
+    buffers, stack = made.choice.buffers, made.stack
+    copy = stack.embedding.bytes if stack.tied and made.host is not None else 0
+    return _grown(made, stack.head.bytes) + max(0, buffers.head - buffers.card) + copy
+
+
+def _take_head(made: Assignment, last: Load) -> None:
+    stack, buffers = made.stack, made.choice.buffers
+    last.head = stack.head
+    if stack.tied:
+        # The table is read whole for the logits, and a second time in memory if it is elsewhere.
+        last.head += replace(stack.embedding, bytes=0, tensors=0)
+        last.copies = stack.embedding.bytes if last is not (made.host or last) else 0
+    if made.cards:
+        last.compute += max(0, buffers.head - buffers.card)
+        last.overhead += _grown(made, stack.head.bytes) - stack.head.bytes
+
+
+def _spread(made: Assignment, there: list[Item], sizes: list[int]) -> list[int]:
+    """Layers whose experts are in slots: each card needs room for slots of those it computes, so
+    each takes the share of them that its memory is of all cards'."""
+    free = [load.free for load in made.cards]
+    total, at = sum(load.room.limit for load in made.cards), 0
+    counts = [0] * len(free)
+    for place, size in enumerate(sizes):
+        if place < len(there) and there[place].layer.experts is not None:
+            ends = accumulate(load.room.limit for load in made.cards)
+            share = place / len(there)
+            at = max(at, next((n for n, end in enumerate(ends) if share * total < end), 0))
+        while at + 1 < len(free) and free[at] < size:
+            at += 1
+        free[at] -= size
+        counts[at] += 1
+    return counts
 
 
 def _slots(made: Assignment) -> None:
     """Fill what is left with slots, the cards first where they compute all layers."""
     count, host, asked = made.experts, made.host, made.choice.cache_bytes
+    each = slot_bytes(made.slotted)
     if made.cards and made.choice.card_layers > len(made.stack.layers):
-        own = [slot_bytes([at for at in load.layers if at.experts]) for load in made.cards]
-        sizes = zip(made.cards, own, strict=True)
-        fitting = [max(0, load.free) // size for load, size in sizes if size]
-        if host is None and asked is not None:
-            fitting.append(asked // slot_bytes(made.slotted))
-        made.card_slots = min(count, *fitting)
-        for load, size in zip(made.cards, own, strict=True):
-            load.cache = made.card_slots * size
+        own = [[at for at in load.layers if at.experts] for load in made.cards]
+        sizes = [slot_bytes(layers) for layers in own]
+        rooms = zip(made.cards, sizes, strict=True)
+        fitting = [max(0, load.free) // size for load, size in rooms if size]
+        if host is None and asked is not None and each:
+            fitting.append(asked // each)
+        made.card_slots = min(count, *fitting) if fitting else count
+        for load, layers in zip(made.cards, own, strict=True):
+            load.cache = held_in(layers, made.card_slots)
     if host is not None and made.card_slots < count:
         host.overhead += STAGING
-        each = slot_bytes(made.slotted)
         room = max(0, host.free if asked is None else min(asked, host.free))
-        made.host_slots = min(count - made.card_slots, room // each)
-        host.cache = made.host_slots * each
+        left = count - made.card_slots
+        made.host_slots = min(left, room // each) if each else left
+        slots = made.card_slots + made.host_slots
+        host.cache = held_in(made.slotted, slots) - held_in(made.slotted, made.card_slots)

@@ -36,6 +36,10 @@ def refusal(
                 f"{made.choice.n_ctx} tokens, {(load.compute + load.overhead) / GIB:.2f} buffers; "
                 f"{load.room.limit / GIB:.2f} {whose})"
             )
+    lacks = made.missing.get("disk", 0)
+    if lacks:
+        has = made.disk.limit / GIB if made.disk else 0.0
+        parts.append(f"disk lacks {lacks / GIB:.2f} GiB for what is read from it ({has:.2f} there)")
     would = next(_would_fit(spec, machine, request, source, fit), None)
     return DoesNotFitError(
         f"{source.ref} does not fit: {'; '.join(parts)}",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from localrun.errors import UsageError
+from localrun.errors import PlanRequestError
 from localrun.hardware.machine import DiskReads, Machine, Speed, Tier
 from localrun.plan.engines import Engine
 from localrun.plan.plan import PlanRequest
@@ -51,7 +51,7 @@ def rooms(machine: Machine, request: PlanRequest, engine: Engine, device: bool) 
     """The limits within a request. ``device`` is false where the backend cannot use GPUs.
 
     Raises:
-        UsageError: memory of a GPU was asked for where there is none.
+        PlanRequestError: a machine without memory.
     """
     cards = [
         Room(tier, _limit(tier.usable_bytes, request.vram_bytes), request.vram_bytes is not None)
@@ -63,7 +63,8 @@ def rooms(machine: Machine, request: PlanRequest, engine: Engine, device: bool) 
     if disk is not None and request.disk_read is not None:
         asked = Speed(request.disk_read / 1e9, "specified", "--disk-speed")
         disk = replace(disk, read=asked)
-    storage = None if disk is None else Room(disk, disk.usable_bytes)
+    # What is planned for lies there already: how much of it is free does not matter.
+    storage = None if disk is None else Room(disk, disk.capacity_bytes)
     if unified is not None:
         limit = _limit(unified.usable_bytes, request.ram_bytes)
         pool = Room(unified, limit, request.ram_bytes is not None)
@@ -71,7 +72,7 @@ def rooms(machine: Machine, request: PlanRequest, engine: Engine, device: bool) 
             return Rooms((pool,), None, storage, machine)
         return Rooms((), pool, storage, machine)
     if ram is None:
-        raise UsageError("the machine has neither a ram nor a unified tier")
+        raise PlanRequestError("the machine has neither a ram nor a unified tier")
     host = Room(ram, _limit(ram.usable_bytes, request.ram_bytes), request.ram_bytes is not None)
     if request.vram_bytes and not cards and engine.experts == "slots":
         simulated = replace(

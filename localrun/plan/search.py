@@ -19,7 +19,7 @@ from localrun.plan.constants import FITTED, Constants
 from localrun.plan.engines import Engine, engine
 from localrun.plan.hits import TYPICAL_SKEW
 from localrun.plan.placement import Assignment, Buffers, Choice, place
-from localrun.plan.plan import KvType, PlannedFile, PlanRequest
+from localrun.plan.plan import KvType, PlannedFile, PlanRequest, Workload
 from localrun.plan.rooms import Rooms, rooms
 from localrun.plan.stack import Stack, stack
 
@@ -68,6 +68,9 @@ class Task:
 
     def fits(self, choice: Choice) -> bool:
         return not self.place(choice).missing
+
+    def cards_fit(self, choice: Choice) -> bool:
+        return self.place(choice).cards_fit
 
     def seconds(self, made: Assignment) -> float:
         """Predicted time of the request's workload."""
@@ -198,11 +201,7 @@ def _choices(task: Task, n_ctx: int) -> Iterator[Choice]:
     floats = memory.layer_floats(spec)
     ubatches = UBATCHES if request.ubatch is None else (request.ubatch,)
     for ubatch in dict.fromkeys(min(ubatch, cells) for ubatch in ubatches):
-        buffers = Buffers(
-            card=memory.device_compute_bytes(spec, ubatch, cells, head=False, floats=floats),
-            head=memory.device_compute_bytes(spec, ubatch, cells, floats=floats),
-            host=memory.host_compute_bytes(spec, ubatch, cells),
-        )
+        buffers = _buffers(task, ubatch, cells, floats)
         for tables in _table_places(task):
             base = Choice(
                 n_ctx,
@@ -216,6 +215,28 @@ def _choices(task: Task, n_ctx: int) -> Iterator[Choice]:
             if request.cpu_expert_layers is None and task.engine.experts == "slots":
                 yield from _slotted(base, task)
             yield from _layered(base, task)
+
+
+def _buffers(task: Task, ubatch: int, n_ctx: int, floats: float) -> Buffers:
+    """At most what the engine will ask for, whichever layers are where."""
+    spec, request, engine = task.stack.spec, task.request, task.engine
+    sequences = max(memory.SEQUENCES, request.parallel) if engine.cells else 1
+    n_ctx = max(n_ctx, sequences)
+    tokens = min(n_ctx, max(ubatch, sequences))
+    card = memory.device_compute_bytes(spec, tokens, n_ctx, head=False, floats=floats)
+    head = memory.device_compute_bytes(spec, tokens, n_ctx, floats=floats)
+    host = memory.host_compute_bytes(spec, tokens, n_ctx)
+    layers, process = head, 0
+    if engine.cells:
+        kv_type = kv_type_of(request, engine, spec)
+        layers += sequences * max((size for _, size in spec.state_bytes), default=0)
+        if kv_type == "f32":
+            widest = max((rows.elements for rows in spec.caches), default=0)
+            layers += memory.cells(n_ctx) * widest * 2
+        if kv_type in ("q8_0", "q4_0"):
+            layers += tokens * spec.width * 4
+        process = sequences * memory.vocabulary(spec) * 4 + memory.scratch_bytes(spec, ubatch)
+    return Buffers(card, head, host, layers, process)
 
 
 def _table_places(task: Task) -> tuple[str, ...]:
@@ -264,18 +285,20 @@ def _layered(base: Choice, task: Task) -> Iterator[Choice]:
 
 
 def _ends(start: Choice, task: Task) -> Iterator[Choice]:
-    """All layers on cards with the fewest experts left to the host; else the most layers."""
+    """All layers on cards with the fewest and the most experts left to the host; else the most
+    layers."""
     whole, routed = len(task.stack.layers) + 1, len(task.stack.routed)
     full = replace(start, card_layers=whole)
-    apart = _least(routed, lambda n: task.fits(replace(full, host_experts=n)))
-    yield replace(full, host_experts=routed)
-    if apart is not None:
-        yield replace(full, host_experts=apart)
+    apart = _least(routed, lambda n: task.cards_fit(replace(full, host_experts=n)))
+    if apart is None:
+        bare = replace(start, host_experts=routed)
+        fewer = _least(whole, lambda n: task.cards_fit(replace(bare, card_layers=whole - n)))
+        yield replace(bare, card_layers=whole - (whole if fewer is None else fewer))
         return
-    bare = replace(start, host_experts=routed)
-    fewer = _least(whole, lambda n: task.fits(replace(bare, card_layers=whole - n)))
-    if fewer is not None:
-        yield replace(bare, card_layers=whole - fewer)
+    yield replace(full, host_experts=apart)
+    if apart < routed:
+        short = _least(routed - apart, lambda n: task.fits(replace(full, host_experts=routed - n)))
+        yield replace(full, host_experts=routed - (short or 0))
 
 
 def _pinned(start: Choice, task: Task) -> Iterator[Choice]:
@@ -287,7 +310,7 @@ def _pinned(start: Choice, task: Task) -> Iterator[Choice]:
     if request.cpu_expert_layers is not None:
         yield replace(chosen, host_experts=min(request.cpu_expert_layers, routed))
         return
-    apart = _least(routed, lambda n: task.fits(replace(chosen, host_experts=n)))
+    apart = _least(routed, lambda n: task.cards_fit(replace(chosen, host_experts=n)))
     yield replace(chosen, host_experts=routed if apart is None else apart)
 
 
@@ -314,8 +337,11 @@ def contexts(spec: ModelSpec, request: PlanRequest) -> Sequence[int]:
     flow = request.workload
     needed = flow.depth + flow.prompt + flow.output
     wanted = min(spec.n_ctx_train or FALLBACK_N_CTX, max(DEFAULT_N_CTX, needed))
+    least = SMALLEST_N_CTX
+    if flow != Workload():  # one that was asked for must have room
+        wanted, least = max(wanted, needed), max(least, needed)
     tried = [wanted]
-    while tried[-1] // 2 >= SMALLEST_N_CTX:
+    while tried[-1] // 2 >= least:
         tried.append(tried[-1] // 2)
     return tried
 

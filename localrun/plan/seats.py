@@ -58,7 +58,9 @@ class Seats:
         self._offloaded = min(execution.gpu_layers, spec.layers + 1)
         self._first = spec.layers + 1 - self._offloaded
         self._output = spec.layers
-        self._shares = list(accumulate(execution.tensor_split)) or [1.0]
+        ends = list(accumulate(execution.tensor_split)) or [1.0]
+        # Both sides are divided, as llama.cpp does: a product may round to another layer.
+        self._shares = [end / ends[-1] for end in ends]
         named = {tier for _, tier in execution.tensor_overrides if tier.startswith("vram")}
         if self._offloaded:
             named |= {f"vram:{card}" for card in range(len(self._shares))}
@@ -66,9 +68,9 @@ class Seats:
 
     def layer(self, index: int) -> str:
         """The tier of a layer, or of the output behind the last one."""
-        if index < self._first:
+        if not self._offloaded or index < self._first:
             return "ram"
-        at = (index - self._first) / self._offloaded * self._shares[-1]
+        at = (min(index, self._output) - self._first) / self._offloaded
         return f"vram:{min(bisect_right(self._shares, at), len(self._shares) - 1)}"
 
     def tensor(self, piece: Piece) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from localrun.models.cache import row_bytes
 from localrun.models.spec import Experts, Group, GroupKind, ModelSpec, Table
 from localrun.plan.plan import KvType
+from localrun.plan.seats import pieces
 
 _WIDE = frozenset(("F64", "F32", "F16", "BF16"))
 _BLOCKS: dict[GroupKind, int] = {
@@ -19,9 +20,6 @@ _BLOCKS: dict[GroupKind, int] = {
     "experts": 1,
     "hyper_connections": 2,
 }
-_APART: frozenset[GroupKind] = frozenset(
-    ("experts", "engram", "embedding", "head", "draft", "vision")
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +54,8 @@ NONE = Weights()
 class Layer:
     """``dense`` is all that every token reads; ``kv`` is bytes of cache at the planned context,
     ``kv_read`` what a token reads of it at the workload's depth. ``blocks`` counts what is computed
-    one after the other: attention, its indexer, routing, experts, hyper-connections' two sides."""
+    one after the other: attention, its indexer, routing, experts, hyper-connections' two sides.
+    ``matrix`` is the largest of ``dense``, ``expert_matrix`` that of ``routed``."""
 
     index: int
     dense: Weights
@@ -65,6 +64,8 @@ class Layer:
     kv: int
     kv_read: int
     blocks: int
+    matrix: int = 0
+    expert_matrix: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,11 @@ class PlacedTable:
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """A model ready to be placed at one context and KV type."""
+    """A model ready to be placed at one context and KV type.
+
+    ``head`` is what follows the layers, with all that a file puts outside of them. ``tied`` is true
+    where the table of the embedding serves as the output matrix too.
+    """
 
     spec: ModelSpec
     layers: tuple[Layer, ...]
@@ -85,6 +90,7 @@ class Stack:
     draft: Weights
     vision: Weights
     tables: tuple[PlacedTable, ...]
+    tied: bool = False
 
     @property
     def routed(self) -> tuple[Layer, ...]:
@@ -119,49 +125,61 @@ def weights(groups: Iterable[Group]) -> Weights:
 def stack(spec: ModelSpec, kv: Mapping[int, int], kv_type: KvType, depth: int) -> Stack:
     """Arrange ``spec`` with ``kv`` bytes of cache by layer, for predictions at ``depth`` tokens."""
     kv_read = _read_by_layer(spec, depth, kv_type)
-    dense: dict[int, list[Group]] = {index: [] for index in range(max(spec.layers, 1))}
-    routed: dict[int, list[Group]] = {}
-    outside: dict[str, list[Group]] = {kind: [] for kind in _APART}
+    inside: dict[int, list[Group]] = {index: [] for index in range(spec.layers)}
+    outside: dict[GroupKind, list[Group]] = {"embedding": [], "head": [], "draft": [], "vision": []}
     tables: list[PlacedTable] = []
     for group in spec.groups:
         if group.kind == "engram" and group.table is not None:
             tables.append(PlacedTable(group.layer, group.bytes, group.table))
-        elif group.kind == "experts":
-            routed.setdefault(_inside(group.layer, dense), []).append(group)
-        elif group.kind in ("embedding", "head", "draft", "vision"):
-            outside[group.kind].append(group)
         else:
-            dense[_inside(group.layer, dense)].append(group)
-    layers = tuple(
-        Layer(
-            index,
-            weights(dense[index]),
-            weights(routed.get(index, ())),
-            _experts(routed.get(index, ())),
-            kv.get(index, 0),
-            kv_read.get(index, 0),
-            sum(_BLOCKS.get(group.kind, 0) for group in (*dense[index], *routed.get(index, ()))),
-        )
-        for index in dense
-    )
+            # What a file puts outside of its layers, or beyond them, goes with the output.
+            outside.get(group.kind, inside.get(group.layer, outside["head"])).append(group)
+    matrices = _matrices(spec)
+    embedding = weights(outside["embedding"])
+    output = sum(group.bytes for group in spec.of("head"))
     return Stack(
         spec,
-        layers,
-        weights(outside["embedding"]),
+        tuple(
+            _layer(index, groups, kv.get(index, 0), kv_read.get(index, 0), matrices)
+            for index, groups in inside.items()
+        ),
+        embedding,
         weights(outside["head"]),
         weights(outside["draft"]),
         weights(outside["vision"]),
         tuple(tables),
+        tied=output * 100 < embedding.bytes,
     )
 
 
-def _inside(layer: int, layers: dict[int, list[Group]]) -> int:
-    """What a file puts outside of its layers, or beyond them, goes with the last one."""
-    return layer if layer in layers else len(layers) - 1
+def _layer(
+    index: int, groups: list[Group], kv: int, kv_read: int, matrices: Mapping[tuple[int, bool], int]
+) -> Layer:
+    routed = [group for group in groups if group.experts is not None]
+    experts = next((group.experts for group in routed), None)
+    held = weights(routed)
+    if experts is not None:
+        experts = replace(experts, bytes=-(-held.bytes // experts.count))
+    return Layer(
+        index,
+        weights(group for group in groups if group.experts is None),
+        held,
+        experts,
+        kv,
+        kv_read,
+        sum(_BLOCKS.get(group.kind, 0) for group in groups),
+        matrices.get((index, False), 0),
+        matrices.get((index, True), 0),
+    )
 
 
-def _experts(groups: Iterable[Group]) -> Experts | None:
-    return next((group.experts for group in groups if group.experts is not None), None)
+def _matrices(spec: ModelSpec) -> dict[tuple[int, bool], int]:
+    """(Layer, whether of its experts) → the bytes of its largest matrix."""
+    found: dict[tuple[int, bool], int] = {}
+    for piece in pieces(spec, ()):
+        key = piece.layer, piece.kind == "experts"
+        found[key] = max(found.get(key, 0), piece.bytes // len(piece.names))
+    return found
 
 
 def _read_by_layer(spec: ModelSpec, depth: int, kv_type: KvType) -> dict[int, int]:
