@@ -179,7 +179,7 @@ def placements(made: Assignment) -> tuple[Placement, ...]:
             found.append(Placement("experts", load.room.name, load.routed, count))
         if load.cache:
             slots, below = made.card_slots, 0
-            mine = [layer for layer in load.layers if layer.experts]
+            mine: Sequence[Layer] = [layer for layer in load.layers if layer.experts]
             if load is made.host:
                 slots, below, mine = slots + made.host_slots, slots, made.slotted
             count = _experts(mine, slots) - _experts(mine, below)
@@ -188,7 +188,7 @@ def placements(made: Assignment) -> tuple[Placement, ...]:
     return tuple(item for item in found if item.bytes)
 
 
-def _experts(layers: list[Layer], slots: int) -> int:
+def _experts(layers: Sequence[Layer], slots: int) -> int:
     """How many are kept of layers with so many slots each."""
     return sum(min(slots, layer.experts.count) for layer in layers if layer.experts)
 

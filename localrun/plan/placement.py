@@ -6,7 +6,8 @@ first of them stay with the host where the choice says so. Slots are as many in 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from localrun.plan.constants import DEVICE_CONTEXT, STAGING
@@ -52,15 +53,16 @@ class Choice:
 @dataclass(slots=True)
 class Load:
     """What one tier holds. ``layers`` are computed from here, ``experts`` are those whose experts
-    lie here whole, ``cache`` bytes of slots, ``extras`` what decoding does not read, ``copies``
-    what lies elsewhere too."""
+    lie here ``whole``, ``single`` the experts that its other layers pick from, ``cache`` bytes of
+    slots, ``extras`` what decoding does not read, ``copies`` what lies elsewhere too."""
 
     room: Room
-    layers: list[Layer] = field(default_factory=list)
-    experts: list[Layer] = field(default_factory=list)
+    layers: Sequence[Layer] = ()
+    experts: Sequence[Layer] = ()
     head: Weights = NONE
     dense: Weights = NONE
-    routed: int = 0
+    whole: Weights = NONE
+    single: Weights = NONE
     embedding: int = 0
     tables: int = 0
     extras: int = 0
@@ -70,17 +72,21 @@ class Load:
     overhead: int = 0
     cache: int = 0
 
-    def take(self, layer: Layer, kv: int, *, whole: bool) -> None:
-        """Compute a layer from here, with all of its experts where ``whole``."""
-        self.layers.append(layer)
-        self.dense += layer.dense
-        self.kv += kv
-        if whole and layer.experts is not None:
-            self.take_experts(layer)
+    def compute_layers(self, stack: Stack, start: int, stop: int, *, slots: bool) -> None:
+        """Compute these layers from here; with ``slots``, their experts lie elsewhere singly."""
+        self.layers = stack.layers[start:stop]
+        self.dense = stack.dense(start, stop)
+        if slots:
+            self.single = stack.experts(stack.routed_before[start], stack.routed_before[stop])
 
-    def take_experts(self, layer: Layer) -> None:
-        self.experts.append(layer)
-        self.routed += layer.routed.bytes
+    def hold_experts(self, stack: Stack, start: int, stop: int) -> None:
+        """Keep all experts of these of the layers that have any."""
+        self.experts = stack.routed[start:stop]
+        self.whole = stack.experts(start, stop)
+
+    @property
+    def routed(self) -> int:
+        return self.whole.bytes
 
     @property
     def idle(self) -> bool:
@@ -111,19 +117,6 @@ class Load:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
-    """A layer for a card: with its cache, and with its experts where ``whole``."""
-
-    layer: Layer
-    kv: int
-    whole: bool
-
-    @property
-    def bytes(self) -> int:
-        return self.layer.dense.bytes + self.kv + self.whole * self.layer.routed.bytes
-
-
 @dataclass(slots=True)
 class Assignment:
     """Where everything is. ``slotted`` are the layers whose experts are kept singly:
@@ -134,7 +127,7 @@ class Assignment:
     cards: list[Load]
     host: Load | None
     disk: Room | None
-    slotted: list[Layer] = field(default_factory=list)
+    slotted: Sequence[Layer] = ()
     card_slots: int = 0
     host_slots: int = 0
     disk_tables: int = 0
@@ -194,12 +187,12 @@ class Assignment:
         return lacks
 
 
-def slot_bytes(layers: list[Layer]) -> int:
+def slot_bytes(layers: Sequence[Layer]) -> int:
     """One slot in each of these layers."""
     return sum(layer.experts.bytes for layer in layers if layer.experts)
 
 
-def held_in(layers: list[Layer], slots: int) -> int:
+def held_in(layers: Sequence[Layer], slots: int) -> int:
     """Bytes of so many slots in each of these layers; none keeps more than there is."""
     sizes = ((layer.routed.bytes, layer.experts) for layer in layers)
     return sum(min(size, slots * experts.bytes) for size, experts in sizes if experts)
@@ -210,11 +203,22 @@ def place(choice: Choice, stack: Stack, rooms: Rooms, engine: Engine) -> Assignm
     cards = [Load(room) for room in rooms.cards] if choice.card_layers > 0 else []
     host = Load(rooms.host) if rooms.host else None
     made = Assignment(choice, stack, cards, host, rooms.disk, fragments=engine.fragments)
-    there = _with_host(made)
+    first = 0
+    if host is not None:
+        whole = len(stack.layers) + 1
+        first = max(0, whole - choice.card_layers) if cards else whole - 1
+    apart = _experts_apart(made, first)
+    if choice.slots:
+        made.slotted = stack.routed
+    if host is not None:
+        host.compute_layers(stack, 0, first, slots=choice.slots)
+        if not choice.slots:
+            host.hold_experts(stack, 0, apart)
+        host.kv = stack.kv_between(0, first)
     _outside(made)
     _buffers(made)
     if cards:
-        _on_cards(made, there)
+        _on_cards(made, first, apart)
     elif host is not None:
         _take_head(made, host)
     if made.slotted:
@@ -222,28 +226,12 @@ def place(choice: Choice, stack: Stack, rooms: Rooms, engine: Engine) -> Assignm
     return made
 
 
-def _with_host(made: Assignment) -> list[Item]:
-    """Give the host its layers and experts; what the cards are to take comes back."""
-    choice, host = made.choice, made.host
-    first = len(made.stack.layers) + 1 - choice.card_layers
-    apart, there = choice.host_experts, []
-    for layer in made.stack.layers:
-        slotted = choice.slots and layer.experts is not None
-        if slotted:
-            made.slotted.append(layer)
-        if host is not None and (not made.cards or layer.index < first):
-            host.take(layer, layer.kv, whole=not slotted)
-            continue
-        to_host = host is not None and layer.experts is not None and not slotted and apart > 0
-        apart -= int(to_host)
-        whole = not (slotted or to_host)
-        kv = layer.kv if choice.kv_on_cards or host is None else 0
-        if host is not None:
-            host.kv += layer.kv - kv
-            if to_host:
-                host.take_experts(layer)
-        there.append(Item(layer, kv, whole))
-    return there
+def _experts_apart(made: Assignment, first: int) -> int:
+    """How many of the layers with experts leave them with the host."""
+    stack, choice = made.stack, made.choice
+    if made.host is None or choice.slots:
+        return 0
+    return min(len(stack.routed), stack.routed_before[first] + choice.host_experts)
 
 
 def _outside(made: Assignment) -> None:
@@ -283,24 +271,47 @@ def _largest_matrix(host: Load) -> int:
     )
 
 
-def _on_cards(made: Assignment, there: list[Item]) -> None:
-    """The output layer goes with the last layers."""
-    sizes = [_grown(made, item.bytes) for item in there]
+def _on_cards(made: Assignment, first: int, apart: int) -> None:
+    """The layers from ``first``, the experts of those with experts from ``apart``; the output layer
+    goes with the last of them."""
+    stack, choice = made.stack, made.choice
+    kv_here = choice.kv_on_cards or made.host is None
+    sizes = [layer.dense.bytes + layer.kv * kv_here for layer in stack.layers[first:]]
+    if not choice.slots:
+        for layer in stack.routed[apart:]:
+            sizes[layer.index - first] += layer.routed.bytes
+    sizes = [_grown(made, size) for size in sizes]
     sizes.append(_head_bytes(made))
-    if made.slotted:
-        counts = _spread(made, there, sizes)
+    if choice.slots:
+        counts = _spread(made, first, sizes)
     else:
         speeds = [load.room.tier.read.value for load in made.cards]
         counts = packed(sizes, [load.free for load in made.cards], speeds)
-    seats = (load for load, count in zip(made.cards, counts, strict=True) for _ in range(count))
-    for load, item in zip(seats, there, strict=False):
-        load.take(item.layer, item.kv, whole=item.whole)
-        load.overhead += _grown(made, item.bytes) - item.bytes
+    start = first
+    for load, count in zip(made.cards, counts, strict=True):
+        stop = min(start + count, len(stack.layers))
+        _take_layers(made, load, start, stop, apart, kv_here=kv_here)
+        start = stop
+        if not count:  # nothing runs there
+            load.compute = load.overhead = 0
+    if made.host is not None and not kv_here:
+        made.host.kv = stack.kv
     last = max(at for at, count in enumerate(counts) if count)
     _take_head(made, made.cards[last])
-    for at, load in enumerate(made.cards):
-        if not counts[at]:  # nothing runs there
-            load.compute = load.overhead = 0
+
+
+def _take_layers(
+    made: Assignment, load: Load, start: int, stop: int, apart: int, *, kv_here: bool
+) -> None:
+    stack, choice = made.stack, made.choice
+    load.compute_layers(stack, start, stop, slots=choice.slots)
+    if kv_here:
+        load.kv = stack.kv_between(start, stop)
+    if not choice.slots:
+        before = stack.routed_before
+        load.hold_experts(stack, max(apart, before[start]), max(apart, before[stop]))
+    held = load.dense.bytes + load.whole.bytes + load.kv
+    load.overhead += _grown(made, held) - held
 
 
 def _grown(made: Assignment, size: int) -> int:
@@ -328,17 +339,17 @@ def _take_head(made: Assignment, last: Load) -> None:
         last.overhead += _grown(made, stack.head.bytes) - stack.head.bytes
 
 
-def _spread(made: Assignment, there: list[Item], sizes: list[int]) -> list[int]:
+def _spread(made: Assignment, first: int, sizes: list[int]) -> list[int]:
     """Layers whose experts are in slots: each card needs room for slots of those it computes, so
     each takes the share of them that its memory is of all cards'."""
+    layers = made.stack.layers[first:]
     free = [load.free for load in made.cards]
-    total, at = sum(load.room.limit for load in made.cards), 0
-    counts = [0] * len(free)
+    ends = list(accumulate(load.room.limit for load in made.cards))
+    counts, at = [0] * len(free), 0
     for place, size in enumerate(sizes):
-        if place < len(there) and there[place].layer.experts is not None:
-            ends = accumulate(load.room.limit for load in made.cards)
-            share = place / len(there)
-            at = max(at, next((n for n, end in enumerate(ends) if share * total < end), 0))
+        if place < len(layers) and layers[place].experts is not None:
+            share = place / len(layers) * ends[-1]
+            at = max(at, next((n for n, end in enumerate(ends) if share < end), 0))
         while at + 1 < len(free) and free[at] < size:
             at += 1
         free[at] -= size

@@ -9,8 +9,15 @@ from localrun.errors import DoesNotFitError
 from localrun.hardware.machine import Machine
 from localrun.models.spec import ModelSpec
 from localrun.plan.constants import GIB, Constants
-from localrun.plan.plan import PlanRequest
-from localrun.plan.search import SMALLEST_N_CTX, Solution, Source, search
+from localrun.plan.plan import PlanRequest, Workload
+from localrun.plan.search import (
+    SMALLEST_N_CTX,
+    UBATCHES,
+    Solution,
+    Source,
+    contexts,
+    search,
+)
 from localrun.plan.whatif import shrunk
 
 
@@ -52,10 +59,12 @@ def _would_fit(
     spec: ModelSpec, machine: Machine, request: PlanRequest, source: Source, fit: Constants
 ) -> Iterator[str]:
     """What would fit instead, the nearest to what was asked for first."""
-    n_ctx = request.n_ctx or 0
-    while n_ctx // 2 >= SMALLEST_N_CTX:
+    n_ctx, flow = request.n_ctx or 0, request.workload
+    # A workload that was asked for must have room.
+    least = flow.depth + flow.prompt + flow.output if flow != Workload() else 0
+    while n_ctx // 2 >= max(SMALLEST_N_CTX, least):
         n_ctx //= 2
-        asked = replace(request, n_ctx=n_ctx, workload=replace(request.workload, prompt=n_ctx // 2))
+        asked = replace(request, n_ctx=n_ctx)
         if _fits(spec, machine, asked, source, fit):
             yield f"it would fit with --ctx {n_ctx}"
             break
@@ -74,4 +83,8 @@ def _would_fit(
 def _fits(
     spec: ModelSpec, machine: Machine, request: PlanRequest, source: Source, fit: Constants
 ) -> bool:
-    return search(spec, machine, request, source, fit)[0] is not None
+    """Asked with what takes the least memory of what was left open."""
+    least = replace(
+        request, n_ctx=contexts(spec, request)[-1], ubatch=request.ubatch or min(UBATCHES)
+    )
+    return search(spec, machine, least, source, fit)[0] is not None

@@ -62,6 +62,7 @@ class Task:
     request: PlanRequest
     engine: Engine
     fit: Constants
+    floats: float
 
     def place(self, choice: Choice) -> Assignment:
         return place(choice, self.stack, self.rooms, self.engine)
@@ -101,16 +102,15 @@ class Task:
         layers = spec.prefill_layers if shorter else len(made.stack.layers)
         tokens = max(1, min(made.choice.ubatch, flow.prompt))
         depth = flow.depth + flow.prompt // 2
-        first, later = (
-            predict.chunk_terms(
-                work.chunk(made, tokens, layers, depth, TYPICAL_SKEW, cold=cold),
-                self.rooms,
-                self.engine,
-                self.fit,
-            )
-            for cold in (True, False)
-        )
-        return predict.mean(first, later, 1 / self.chunks(made))
+
+        def terms(*, cold: bool) -> predict.Terms:
+            chunk = work.chunk(made, tokens, layers, depth, TYPICAL_SKEW, cold=cold)
+            return predict.chunk_terms(chunk, self.rooms, self.engine, self.fit)
+
+        later = terms(cold=False)
+        if not made.streams:
+            return later
+        return predict.mean(terms(cold=True), later, 1 / self.chunks(made))
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,12 +142,14 @@ def search(
     least."""
     best: Solution | None = None
     nearest: Solution | None = None
+    floats = memory.layer_floats(spec)
     machine = replace(machine, compute=predict.tuned(machine.compute, spec))
     for candidate in source.candidates:
         kind = engine(candidate.backend)
         there = rooms(machine, request, kind, candidate.device)
         for n_ctx in contexts(spec, request):
-            task = Task(arrange(spec, request, kind, n_ctx), there, request, kind, fit)
+            arranged = arrange(spec, request, kind, n_ctx)
+            task = Task(arranged, there, request, kind, fit, floats)
             found, lacking = _fastest(task, n_ctx)
             if found is not None:
                 solution = Solution(candidate, task, *found)
@@ -176,50 +178,53 @@ def arrange(spec: ModelSpec, request: PlanRequest, kind: Engine, n_ctx: int) -> 
 
 def _fastest(task: Task, n_ctx: int) -> tuple[tuple[Assignment, float] | None, Assignment | None]:
     """The fastest assignment at one context, or none and the one that lacks least."""
-    best: tuple[Assignment, float] | None = None
+    fitting: list[tuple[Assignment, float, int]] = []
     nearest: Assignment | None = None
-    for choice in _choices(task, n_ctx):
-        made = task.place(choice)
-        if made.missing:
-            if nearest is None or _lack(made) < _lack(nearest):
+    wanted = task.request.ubatch
+    ubatches = UBATCHES if wanted is None else (wanted,)
+    sizes = list(dict.fromkeys(min(size, n_ctx * task.request.parallel) for size in ubatches))
+    # What the smallest has no room for, none has: buffers grow with it.
+    for ubatch in sorted(sizes):
+        for choice in _choices(task, n_ctx, ubatch):
+            made = task.place(choice)
+            if not made.missing:
+                fitting.append((made, task.seconds(made), sizes.index(ubatch)))
+            elif nearest is None or _lack(made) < _lack(nearest):
                 nearest = made
-            continue
-        time = task.seconds(made)
-        if best is None or time < best[1] * (1 - 1e-9):
-            best = made, time
-    return best, nearest
+        if not fitting:
+            return None, nearest
+    least = min(time for _, time, _ in fitting) * (1 + 1e-9)
+    equal = [each for each in fitting if each[1] <= least]
+    best, time, _ = min(equal, key=lambda each: each[2])
+    return (best, time), nearest
 
 
 def _lack(made: Assignment) -> int:
     return sum(made.missing.values())
 
 
-def _choices(task: Task, n_ctx: int) -> Iterator[Choice]:
-    """What is worth weighing."""
+def _choices(task: Task, n_ctx: int, ubatch: int) -> Iterator[Choice]:
+    """What is worth weighing of one micro-batch."""
     request, spec = task.request, task.stack.spec
-    cells = n_ctx * request.parallel
-    floats = memory.layer_floats(spec)
-    ubatches = UBATCHES if request.ubatch is None else (request.ubatch,)
-    for ubatch in dict.fromkeys(min(ubatch, cells) for ubatch in ubatches):
-        buffers = _buffers(task, ubatch, cells, floats)
-        for tables in _table_places(task):
-            base = Choice(
-                n_ctx,
-                kv_type_of(request, task.engine, spec),
-                ubatch,
-                0,
-                buffers=buffers,
-                tables=tables,
-                cache_bytes=request.expert_cache_bytes,
-            )
-            if request.cpu_expert_layers is None and task.engine.experts == "slots":
-                yield from _slotted(base, task)
-            yield from _layered(base, task)
+    for tables in _table_places(task):
+        base = Choice(
+            n_ctx,
+            kv_type_of(request, task.engine, spec),
+            ubatch,
+            0,
+            buffers=_buffers(task, ubatch, n_ctx * request.parallel),
+            tables=tables,
+            cache_bytes=request.expert_cache_bytes,
+        )
+        if request.cpu_expert_layers is None and task.engine.experts == "slots":
+            yield from _slotted(base, task)
+        yield from _layered(base, task)
 
 
-def _buffers(task: Task, ubatch: int, n_ctx: int, floats: float) -> Buffers:
+def _buffers(task: Task, ubatch: int, n_ctx: int) -> Buffers:
     """At most what the engine will ask for, whichever layers are where."""
     spec, request, engine = task.stack.spec, task.request, task.engine
+    floats = task.floats
     sequences = max(memory.SEQUENCES, request.parallel) if engine.cells else 1
     n_ctx = max(n_ctx, sequences)
     tokens = min(n_ctx, max(ubatch, sequences))

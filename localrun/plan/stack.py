@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 from localrun.models.cache import row_bytes
 from localrun.models.spec import Experts, Group, GroupKind, ModelSpec, Table
@@ -42,6 +43,16 @@ class Weights:
             self.tensors + other.tensors,
         )
 
+    def __sub__(self, part: Weights) -> Weights:
+        """Without ``part`` of it; fractions never round below nothing."""
+        return Weights(
+            self.bytes - part.bytes,
+            max(0.0, self.wide - part.wide),
+            max(0.0, self.packed - part.packed),
+            max(0.0, self.parameters - part.parameters),
+            self.tensors - part.tensors,
+        )
+
     @property
     def read(self) -> float:
         return self.wide + self.packed
@@ -76,6 +87,28 @@ class PlacedTable:
 
 
 @dataclass(frozen=True, slots=True)
+class Sums:
+    """What lies before each layer and, of ``experts``, before each of the layers with some."""
+
+    routed: tuple[Layer, ...]
+    routed_before: Sequence[int]
+    kv: Sequence[int]
+    dense: Sequence[Weights]
+    experts: Sequence[Weights]
+
+
+def _sums(layers: Sequence[Layer]) -> Sums:
+    routed = tuple(layer for layer in layers if layer.experts is not None)
+    return Sums(
+        routed,
+        list(accumulate((layer.experts is not None for layer in layers), initial=0)),
+        list(accumulate((layer.kv for layer in layers), initial=0)),
+        list(accumulate((layer.dense for layer in layers), initial=NONE)),
+        list(accumulate((layer.routed for layer in routed), initial=NONE)),
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Stack:
     """A model ready to be placed at one context and KV type.
 
@@ -91,15 +124,36 @@ class Stack:
     vision: Weights
     tables: tuple[PlacedTable, ...]
     tied: bool = False
+    _sums: Sums = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_sums", _sums(self.layers))
 
     @property
     def routed(self) -> tuple[Layer, ...]:
         """The layers that have experts."""
-        return tuple(layer for layer in self.layers if layer.experts is not None)
+        return self._sums.routed
+
+    @property
+    def routed_before(self) -> Sequence[int]:
+        """How many layers before each layer have experts, and how many do at all."""
+        return self._sums.routed_before
 
     @property
     def kv(self) -> int:
-        return sum(layer.kv for layer in self.layers)
+        return self._sums.kv[-1]
+
+    def kv_between(self, start: int, stop: int) -> int:
+        """Bytes of the cache of layers from ``start`` to before ``stop``."""
+        return self._sums.kv[stop] - self._sums.kv[start]
+
+    def dense(self, start: int, stop: int) -> Weights:
+        """Of the same, what every token reads."""
+        return self._sums.dense[stop] - self._sums.dense[start]
+
+    def experts(self, start: int, stop: int) -> Weights:
+        """The experts of layers that have some, counted among those."""
+        return self._sums.experts[stop] - self._sums.experts[start]
 
     @property
     def table_bytes(self) -> int:

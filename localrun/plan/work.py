@@ -60,11 +60,10 @@ def token(made: Assignment, skew: float) -> Token:
     count, used = made.experts, made.used
     on_cards = hit_rate(made.card_slots, count, used, skew) if made.card_slots else 0.0
     kept = hit_rate(made.card_slots + made.host_slots, count, used, skew)
-    slotted = {layer.index for layer in made.slotted}
     if made.host is None:
         on_cards = 1.0  # read from the one memory, wherever they came from
-    cards = tuple(_share(load, slotted, on_cards) for load in made.cards)
-    host = None if made.host is None else _host(made, made.host, slotted, on_cards)
+    cards = tuple(_share(load, on_cards) for load in made.cards)
+    host = None if made.host is None else _host(made, made.host, on_cards)
     misses = sum(layer.experts.used for layer in made.slotted if layer.experts) * (1 - kept)
     missed = sum(layer.routed.read for layer in made.slotted) * (1 - kept)
     tables = made.stack.tables
@@ -83,27 +82,20 @@ def token(made: Assignment, skew: float) -> Token:
     )
 
 
-def _share(load: Load, slotted: set[int], hits: float) -> Share:
-    total = load.dense + load.head
-    for layer in load.experts:
-        total += layer.routed
-    for layer in load.layers:
-        if layer.index in slotted:
-            total += _part(layer.routed, hits)
+def _share(load: Load, hits: float) -> Share:
+    total = load.dense + load.head + load.whole + _part(load.single, hits)
     kv = sum(layer.kv_read for layer in load.layers) if load.kv else 0
     blocks = sum(layer.blocks for layer in load.layers)
     return Share(load.room.name, total, kv, len(load.layers), blocks)
 
 
-def _host(made: Assignment, host: Load, slotted: set[int], on_cards: float) -> Share:
-    share = _share(host, slotted, 1.0)
+def _host(made: Assignment, host: Load, on_cards: float) -> Share:
+    share = _share(host, 1.0)
     extra, kv = share.weights, share.kv
     for load in made.cards:
-        for layer in load.layers:
-            if layer.index in slotted:
-                extra += _part(layer.routed, 1 - on_cards)
-            if not made.choice.kv_on_cards:
-                kv += layer.kv_read
+        extra += _part(load.single, 1 - on_cards)
+        if not made.choice.kv_on_cards:
+            kv += sum(layer.kv_read for layer in load.layers)
     return replace(share, weights=extra, kv=kv)
 
 
