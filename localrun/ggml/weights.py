@@ -51,8 +51,8 @@ class Tensors:
     A view of such memory outlives the context; ``close`` frees the descriptions alone.
     """
 
-    def __init__(self, graph_nodes: int = 0) -> None:
-        size = 8 * base("ggml_tensor_overhead", ctypes.c_size_t)()
+    def __init__(self, graph_nodes: int = 0, tensors: int = 8) -> None:
+        size = tensors * base("ggml_tensor_overhead", ctypes.c_size_t)()
         if graph_nodes:
             overhead = base(
                 "ggml_graph_overhead_custom", ctypes.c_size_t, ctypes.c_size_t, ctypes.c_bool
