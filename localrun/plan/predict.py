@@ -286,7 +286,10 @@ def chunk_terms(work: Chunk, rooms: Rooms, engine: Engine, fit: Constants) -> Te
         rate = host_rate(rooms.host.tier, rooms.machine.compute, engine, fit)
         gflops = _host_gflops(rooms.machine.compute, engine)
         parts["cpu"] = max(flops / (gflops * 1e6), host_bytes / rate / _MS)
-    computing = sum(parts.values())
+    # Copies to a card run beside its computing: the next layer's while this one's is multiplied.
+    copied = parts.get("upload", 0.0)
+    beside = min(copied, sum(parts.values()) - copied)
+    computing = sum(parts.values()) - beside
     parts["step"] = constants.STEP_MS
     if work.streamed and rooms.disk is not None:
         speed = rooms.disk.tier.read.value * constants.DISK_SUSTAINED
@@ -294,7 +297,7 @@ def chunk_terms(work: Chunk, rooms: Rooms, engine: Engine, fit: Constants) -> Te
     if work.reads and rooms.disk is not None:
         parts["n-gram rows"] = _chunk_rows(work, rooms, engine)
     reading = parts.get("disk", 0.0) + parts.get("n-gram rows", 0.0)
-    return Terms(parts, _overlap(engine, rooms) * min(reading, computing))
+    return Terms(parts, beside + _overlap(engine, rooms) * min(reading, computing))
 
 
 def _chunk_rows(work: Chunk, rooms: Rooms, engine: Engine) -> float:
