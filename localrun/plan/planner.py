@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from localrun.errors import PlanRequestError
-from localrun.hardware.machine import Machine
+from localrun.hardware.machine import Machine, TierKind
 from localrun.models.spec import ModelSpec
 from localrun.plan.assemble import assemble
 from localrun.plan.constants import FITTED, Constants
+from localrun.plan.engines import engine
 from localrun.plan.plan import Plan, PlanRequest
 from localrun.plan.refusal import refusal
 from localrun.plan.search import Source, search
@@ -33,6 +34,7 @@ def plan(
         DoesNotFitError: with the bytes each tier lacks and the nearest thing that would fit.
     """
     check(request, machine, spec)
+    check_machine(request, machine, spec, source)
     best, nearest = search(spec, machine, request, source, fit)
     if best is not None:
         return assemble(best, spec, machine, source, explore=explore)
@@ -67,6 +69,8 @@ def check(request: PlanRequest, machine: Machine, spec: ModelSpec) -> None:
         if value is not None and not least <= value <= most:
             raise PlanRequestError(f"{flag} {value}: from {least} to {most} is possible")
     total = flow.depth + flow.prompt + flow.output
+    if total > MOST_N_CTX:
+        raise PlanRequestError(f"--workload needs {total} tokens of context, {MOST_N_CTX} are most")
     if request.n_ctx is not None and flow != type(flow)() and total > request.n_ctx:
         raise PlanRequestError(
             f"--workload {flow.prompt}:{flow.output} needs {total} tokens of context, "
@@ -74,5 +78,53 @@ def check(request: PlanRequest, machine: Machine, spec: ModelSpec) -> None:
         )
     if request.cpu_expert_layers and not spec.of("experts"):
         raise PlanRequestError("expert layers on the CPU: the model has no routed experts")
+    if request.expert_cache_bytes is not None and not spec.of("experts"):
+        raise PlanRequestError("expert cache: the model has no routed experts")
     if request.engram is not None and not spec.of("engram"):
         raise PlanRequestError("--engram: the model has no n-gram tables")
+    cells = (request.n_ctx or MOST_N_CTX) * request.parallel
+    if request.ubatch is not None and request.ubatch > cells:
+        raise PlanRequestError(
+            f"--ubatch {request.ubatch} is more than the {cells} tokens of --ctx"
+        )
+
+
+def check_machine(request: PlanRequest, machine: Machine, spec: ModelSpec, source: Source) -> None:
+    """Hold what is asked against what the machine and the backends have.
+
+    Raises:
+        PlanRequestError: names the flag.
+    """
+    kinds = {tier.kind for tier in machine.tiers}
+    engines = [engine(candidate.backend) for candidate in source.candidates]
+    slots = any(each.experts == "slots" for each in engines)
+    simulated = bool(request.vram_bytes) and slots and "ram" in kinds
+    device = any(candidate.device for candidate in source.candidates)
+    if request.vram_bytes and "vram" not in kinds and not simulated:
+        raise PlanRequestError("--vram: the machine has no GPU with memory of its own")
+    if request.disk_read is not None and "disk" not in kinds:
+        raise PlanRequestError("--disk-speed: the machine has no disk")
+    if request.gpu_layers and not (device and kinds & {"vram", "unified"}) and not simulated:
+        raise PlanRequestError(f"gpu layers {request.gpu_layers}: no GPU can be used")
+    if request.expert_cache_bytes is not None and engines and not slots:
+        names = ", ".join(each.name for each in engines)
+        raise PlanRequestError(f"expert cache: {names} keeps the experts of a layer together")
+    if request.kv_type == "native" and engines and not any(each.native_kv for each in engines):
+        names = ", ".join(each.name for each in engines)
+        raise PlanRequestError(f"--kv-type native: {names} has no cache in a release's own format")
+    _check_tables(request, kinds)
+    if "unified" in kinds and device:
+        if request.cpu_expert_layers:
+            raise PlanRequestError("expert layers on the CPU: the machine's one memory holds all")
+        if request.gpu_layers is not None and request.gpu_layers <= spec.layers:
+            raise PlanRequestError(f"gpu layers {request.gpu_layers}: one memory takes all of them")
+
+
+def _check_tables(request: PlanRequest, kinds: set[TierKind]) -> None:
+    place = request.engram
+    if place == "vram":
+        raise PlanRequestError(
+            "--engram vram: tables are read a few rows a token, from ram or disk; experts need VRAM"
+        )
+    if place is not None and place not in kinds:
+        raise PlanRequestError(f"--engram {place}: the machine has no such memory")

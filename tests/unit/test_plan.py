@@ -1,188 +1,176 @@
-"""Knows no machine: what the planner decides for machines and requests made up here."""
+"""What the planner decides for released models on machines by name."""
 
 from __future__ import annotations
 
-import ast
-import inspect
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from localrun.errors import DoesNotFitError, UsageError
-from localrun.hardware.machine import Cpu, Gpu, Machine, Memory
-from localrun.models.spec import ModelSpec, Tokenizer
-from localrun.plan import planner
+from localrun.errors import DoesNotFitError
+from localrun.hardware.machine import Machine, Tier
 from localrun.plan.plan import Plan, PlanRequest
-from localrun.plan.planner import Source, plan
+from localrun.plan.planner import plan
+from localrun.plan.search import DEFAULT_N_CTX
+from tests.planned import GIB, assert_sound, machine_of, planned, source, spec_of
 
-GB = 10**9
-SPEC = ModelSpec(
-    architecture="llama",
-    name="A model of 8 B",
-    parameters=8 * GB,
-    tensor_bytes=5 * GB,
-    tensors=291,
-    layers=32,
-    n_ctx_train=131_072,
-    kv_bytes_per_token=131_072,
-    tensor_types={},
-    tokenizer=Tokenizer("gpt2", "llama-bpe", 128_256),
-    chat_template=None,
-    licence=None,
-)
-GPU = Gpu("A GPU of 24 GB", "cuda", total=24 * GB, free=24 * GB, driver="1")
-
-
-def machine(available: int = 32 * GB, *, gpus: tuple[Gpu, ...] = (), usable: int = 8) -> Machine:
-    return Machine(
-        system="Linux",
-        architecture="x86_64",
-        cpu=Cpu("A CPU", cores=8, logical=16, usable=usable),
-        memory=Memory(total=64 * GB, available=available, limit=64 * GB),
-        gpus=gpus,
-        disks=(),
-    )
-
-
-def source(*, device: bool = False) -> Source:
-    return Source("hf:org/repo", ("/model.gguf",), "llama.cpp", device)
-
-
-def test_the_context_is_what_fits_and_at_most_the_default() -> None:
-    roomy = plan(SPEC, machine(), PlanRequest(), source())
-    tight = plan(SPEC, machine(8 * GB), PlanRequest(), source())
-
-    assert roomy.execution.n_ctx == planner.DEFAULT_N_CTX
-    assert planner.SMALLEST_N_CTX <= tight.execution.n_ctx < planner.DEFAULT_N_CTX
-    assert tight.budgets[0].total <= tight.budgets[0].limit
-
-
-def test_a_context_the_user_names_is_kept_or_refused_with_both_numbers() -> None:
-    kept = plan(SPEC, machine(), PlanRequest(n_ctx=65_536), source())
-
-    assert kept.execution.n_ctx == 65_536
-    with pytest.raises(DoesNotFitError, match=r"17\.\d+ KV for 131072 tokens.*11\.\d+ GB are free"):
-        plan(SPEC, machine(12 * GB), PlanRequest(n_ctx=131_072), source())
-
-
-@pytest.mark.parametrize("ram", [0, GB])
-def test_a_limit_that_is_too_low_is_refused_by_its_flags_name(ram: int) -> None:
-    with pytest.raises(DoesNotFitError, match=rf"{ram / GB:.2f} GB are allowed by --ram"):
-        plan(SPEC, machine(), PlanRequest(ram_bytes=ram), source())
-
-
-def test_a_short_model_keeps_its_own_context_and_a_longer_request_is_warned_about() -> None:
-    short = replace(SPEC, n_ctx_train=2048)
-
-    assert plan(short, machine(), PlanRequest(), source()).execution.n_ctx == 2048
-    longer = plan(short, machine(), PlanRequest(n_ctx=4096), source())
-    assert any("2048" in warning for warning in longer.warnings)
-
-
-def test_weights_beyond_memory_do_not_fit() -> None:
-    with pytest.raises(DoesNotFitError, match=r"5\.00 weights"):
-        plan(SPEC, machine(4 * GB), PlanRequest(), source())
-
-
-def test_a_flag_may_raise_or_lower_the_limit() -> None:
-    assert plan(SPEC, machine(4 * GB), PlanRequest(ram_bytes=16 * GB), source()).budgets
-    with pytest.raises(DoesNotFitError):
-        plan(SPEC, machine(), PlanRequest(ram_bytes=2 * GB), source())
-
-
-def test_layers_go_to_the_device_as_far_as_its_memory_reaches() -> None:
-    whole = plan(SPEC, machine(gpus=(GPU,)), PlanRequest(n_ctx=8192), source(device=True))
-    part = plan(
-        SPEC, machine(gpus=(GPU,)), PlanRequest(n_ctx=8192, vram_bytes=3 * GB), source(device=True)
-    )
-
-    assert whole.execution.gpu_layers == SPEC.layers + 1
-    assert 0 < part.execution.gpu_layers < SPEC.layers
-    assert part.budgets[0].total <= 3 * GB
-
-
-def test_a_device_the_library_was_not_built_for_is_named_and_not_used() -> None:
-    made = plan(SPEC, machine(gpus=(GPU,)), PlanRequest(), source())
-
-    assert made.execution.gpu_layers == 0
-    assert any(GPU.name in warning for warning in made.warnings)
-
-
-def test_threads_are_the_usable_cores_unless_the_user_names_them() -> None:
-    assert plan(SPEC, machine(usable=3), PlanRequest(), source()).execution.threads == 3
-    assert plan(SPEC, machine(usable=16), PlanRequest(), source()).execution.threads == 8
-    assert plan(SPEC, machine(), PlanRequest(threads=2), source()).execution.threads == 2
-
-
-@pytest.mark.parametrize(
-    "wrong", [PlanRequest(n_ctx=0), PlanRequest(threads=0), PlanRequest(threads=17)]
-)
-def test_a_flag_no_plan_can_satisfy_is_a_usage_error(wrong: PlanRequest) -> None:
-    with pytest.raises(UsageError, match="--"):
-        plan(SPEC, machine(), wrong, source())
-
-
-@given(
-    available=st.integers(0, 2**50),
-    vram=st.integers(0, 2**45),
-    n_ctx=st.none() | st.integers(1, 2**40),
-    kv=st.integers(0, 2**30),
-    weights=st.integers(0, 2**45),
-    layers=st.integers(0, 1000),
-)
-def test_every_plan_fits_or_is_refused(
-    available: int, vram: int, n_ctx: int | None, kv: int, weights: int, layers: int
-) -> None:
-    spec = replace(SPEC, kv_bytes_per_token=kv, tensor_bytes=weights, layers=layers)
-    here = machine(available, gpus=(replace(GPU, free=vram),))
-
-    try:
-        made = plan(spec, here, PlanRequest(n_ctx=n_ctx), source(device=True))
-    except DoesNotFitError:
-        return
-
-    assert all(0 <= budget.total <= budget.limit for budget in made.budgets)
-    assert made.execution.n_ctx >= 1
-    assert Plan.from_json(made.to_json()) == made
-
-
-@given(n_ctx=st.integers(1, 100_000), more=st.integers(0, 100_000))
-def test_a_longer_context_never_needs_less(n_ctx: int, more: int) -> None:
-    here = machine(10**13)
-
-    less, greater = (
-        plan(SPEC, here, PlanRequest(n_ctx=length), source()).budgets[0].total
-        for length in (n_ctx, n_ctx + more)
-    )
-
-    assert less <= greater
-
-
-BAD_DOCUMENTS = {
-    "not JSON": "{",
-    "another version": '{"version": 99}',
-    "not an object": "[]",
-    "a missing field": '{"version": 1, "ref": "x"}',
-    "an unknown execution field": '{"version": 1, "ref": "x", "files": [], "architecture": "a", '
-    '"backend": "b", "execution": {"n": 1}, "budgets": [], "warnings": []}',
+DESKTOP = "rtx-4090+ddr5-6000x2:64+nvme4"
+CASES = {
+    "a small model on one card": ("llama-3-8b", None, DESKTOP, "llama.cpp"),
+    "a tied model": ("qwen3-4b", "Q4_K_M", DESKTOP, "llama.cpp"),
+    "experts in RAM": ("qwen3-30b-a3b", "Q4_K_M", "rtx-3060-12gb+ddr5-6000x2:64", "llama.cpp"),
+    "two cards": ("llama-3-70b", "Q4_K_M", "2xrtx-3090+ddr5-5600x2:96", "llama.cpp"),
+    "uneven cards": (
+        *("llama-3-70b", "Q4_K_M"),
+        *("rtx-3090+rtx-4090+rtx-3060-12gb+ddr5-5600x2:96", "llama.cpp"),
+    ),
+    "no card": ("gpt-oss-20b", None, "cpu:16+ddr5-5600x2:64", "llama.cpp"),
+    "one memory": ("gpt-oss-120b", None, "m4-max-128", "llama.cpp"),
+    "windows": ("gemma-3-27b", "Q4_K_M", DESKTOP, "llama.cpp"),
+    "states": ("kimi-linear-48b-a3b", None, "m4-max-128", "torch"),
+    "layers without experts": ("deepseek-v2-lite", None, DESKTOP, "torch"),
+    "n-gram tables": ("deepseek-v4.1-flash", None, "rtx-4090+ddr5-6000x2:128", "torch"),
+    "streamed by two cards": ("deepseek-v4-pro", None, "2xrtx-4090+ddr5-6000x8:512", "torch"),
+    "streamed to one memory": ("deepseek-v4-flash", None, "m4-max-128", "torch"),
 }
 
 
-@pytest.mark.parametrize("text", BAD_DOCUMENTS.values(), ids=BAD_DOCUMENTS.keys())
-def test_a_document_that_is_no_plan_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="plan"):
-        Plan.from_json(text)
+def budgets(made: Plan) -> dict[str, int]:
+    return {budget.tier: budget.total for budget in made.budgets}
 
 
-def test_planning_does_no_io() -> None:
-    names = {
-        node.id if isinstance(node, ast.Name) else node.attr
-        for module in (planner, inspect.getmodule(Plan))
-        if module is not None
-        for node in ast.walk(ast.parse(inspect.getsource(module)))
-        if isinstance(node, ast.Name | ast.Attribute)
-    }
+def with_memory(machine: Machine, kind: str, size: int) -> Machine:
+    def sized(tier: Tier) -> Tier:
+        return replace(tier, capacity_bytes=size, usable_bytes=size) if tier.kind == kind else tier
 
-    assert not names & {"open", "read_text", "read_bytes", "stat", "os", "Path", "subprocess"}
+    return replace(machine, tiers=tuple(sized(tier) for tier in machine.tiers))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_released_models_are_planned_soundly(case: str) -> None:
+    model, quant, machine, backend = CASES[case]
+    assert_sound(planned(model, machine, quant=quant, backend=backend), spec_of(model, quant))
+
+
+def test_the_context_is_what_fits_and_at_most_the_default() -> None:
+    spec, host = spec_of("qwen3-8b", "Q4_K_M"), machine_of("cpu:8+ddr5-5600x2:64")
+
+    roomy = plan(spec, host, PlanRequest(), source())
+    tight = plan(spec, with_memory(host, "ram", 7 * GIB), PlanRequest(), source())
+
+    assert roomy.execution.n_ctx == DEFAULT_N_CTX
+    assert 512 <= tight.execution.n_ctx < DEFAULT_N_CTX
+    assert tight.budgets[0].total <= 7 * GIB
+
+
+def test_a_short_model_keeps_its_own_context_and_a_longer_request_is_warned_about() -> None:
+    assert planned("llama-3-8b", DESKTOP).execution.n_ctx == 8192
+    longer = planned("llama-3-8b", DESKTOP, PlanRequest(n_ctx=9000))
+    assert longer.execution.n_ctx == 9000
+    assert any("8192" in warning for warning in longer.warnings)
+
+
+def test_a_device_the_library_was_not_built_for_is_named_and_not_used() -> None:
+    made = plan(
+        spec_of("llama-3-8b", "Q4_K_M"),
+        machine_of(DESKTOP),
+        PlanRequest(),
+        source(device=False),
+    )
+    assert made.execution.gpu_layers == 0
+    assert any("rtx-4090" in warning for warning in made.warnings)
+
+
+def test_threads_are_the_cores_that_the_process_may_use() -> None:
+    host = machine_of("cpu:16+ddr5-5600x2:64")
+    few = replace(host, cpu=replace(host.cpu, usable=3))
+    spec = spec_of("qwen3-0.6b")
+    assert plan(spec, host, PlanRequest(), source()).execution.threads == 16
+    assert plan(spec, few, PlanRequest(), source()).execution.threads == 3
+
+
+def test_layers_are_contiguous_over_cards_and_the_output_is_with_the_last() -> None:
+    made = planned("llama-3-70b", "2xrtx-3090+ddr5-5600x2:96", quant="Q4_K_M")
+
+    split = made.execution.tensor_split
+    assert made.execution.gpu_layers == 81
+    assert sum(split) == 81
+    assert all(share > 0 for share in split)
+    head = [item for item in made.placements if item.group == "head"]
+    assert [item.tier for item in head] == ["vram:1"]
+
+
+def test_the_slower_of_two_cards_takes_what_the_faster_has_no_room_for() -> None:
+    spec = spec_of("qwen3-32b", "Q4_K_M")
+    slow_first = machine_of("rtx-3060-12gb+rtx-4090+ddr5-5600x2:96")
+    fast_first = machine_of("rtx-4090+rtx-3060-12gb+ddr5-5600x2:96")
+
+    for machine, fast in ((slow_first, "vram:1"), (fast_first, "vram:0")):
+        asked = PlanRequest(n_ctx=32_768, ubatch=512)
+        held = budgets(plan(spec, machine, asked, source()))
+        slow = "vram:0" if fast == "vram:1" else "vram:1"
+        limit = next(tier.usable_bytes for tier in machine.tiers if tier.name == fast)
+        layer = spec.tensor_bytes // spec.layers
+        assert held[fast] > limit - 2 * layer
+        assert 0 < held[slow] < held[fast]
+
+
+def test_a_card_that_is_not_needed_holds_nothing_and_costs_nothing() -> None:
+    spec = spec_of("qwen3-8b", "Q4_K_M")
+    one = plan(spec, machine_of("rtx-4090+ddr5-5600x2:96"), PlanRequest(), source())
+    two = plan(spec, machine_of("2xrtx-4090+ddr5-5600x2:96"), PlanRequest(), source())
+
+    assert budgets(two)["vram:1"] == 0
+    assert two.prediction.decode_tps == one.prediction.decode_tps
+
+
+def test_the_cache_goes_to_ram_where_cards_have_no_room_for_it() -> None:
+    asked = PlanRequest(n_ctx=131_072, ubatch=128)
+    made = planned("llama-3.1-8b", "rtx-3060-12gb+ddr5-6000x2:64", asked, quant="Q4_K_M")
+
+    assert not made.execution.kv_on_device
+    kept = {budget.tier: budget.kv for budget in made.budgets}
+    assert kept["vram:0"] == 0
+    assert kept["ram"] == 131_072 * 131_072
+
+
+def test_experts_are_split_where_neither_memory_holds_them_all() -> None:
+    """All of them fit neither the card nor RAM, together they do."""
+    spec = spec_of("qwen3-30b-a3b", "Q4_K_M")
+    machine = with_memory(machine_of("rtx-3060-12gb+ddr5-6000x2:64"), "ram", 11 * GIB)
+
+    made = plan(spec, machine, PlanRequest(n_ctx=4096), source())
+
+    assert_sound(made, spec)
+    where = {item.tier for item in made.placements if item.group == "experts"}
+    assert where == {"vram:0", "ram"}
+
+
+def test_a_tied_table_is_read_as_the_output_of_every_token() -> None:
+    spec = spec_of("qwen3-0.6b")
+    table = next(group.bytes for group in spec.of("embedding"))
+    on_cpu = planned("qwen3-0.6b", "cpu:8+ddr5-5600x2:64")
+    on_card = planned("qwen3-0.6b", DESKTOP)
+
+    assert on_cpu.bytes_per_token["ram"] >= spec.tensor_bytes
+    assert on_card.bytes_per_token["vram:0"] >= spec.tensor_bytes
+    held = {budget.tier: budget.weights for budget in on_card.budgets}
+    assert held == {"vram:0": spec.tensor_bytes, "ram": table}
+
+
+def test_more_sequences_take_as_much_more_of_cache() -> None:
+    one, four = (
+        planned("qwen3-8b", DESKTOP, PlanRequest(n_ctx=4096, parallel=count), quant="Q4_K_M")
+        for count in (1, 4)
+    )
+    assert four.execution.parallel == 4
+    assert sum(b.kv for b in four.budgets) == 4 * sum(b.kv for b in one.budgets)
+
+
+def test_the_fastest_of_several_backends_is_taken() -> None:
+    candidates = (source("llama.cpp").candidates[0], source("torch").candidates[0])
+    both = replace(source(), candidates=candidates)
+    spec, machine = spec_of("deepseek-v4-flash"), machine_of("rtx-4090+ddr5-6000x2:64")
+
+    assert plan(spec, machine, PlanRequest(), both).backend == "torch"
+    with pytest.raises(DoesNotFitError):
+        plan(spec, machine, PlanRequest(), source("llama.cpp"))
