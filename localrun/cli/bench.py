@@ -70,8 +70,7 @@ async def _measure(
 ) -> dict[str, object]:
     from localrun.cli.loading import open_process
 
-    client = await open_process(prepared)
-    plan = prepared.plan
+    client, plan = await open_process(prepared)
     prediction = plan.prediction
     try:
         await _generate(client, prompt_tokens, WARM_TOKENS, 0)  # warms caches and pages
@@ -149,9 +148,9 @@ def _memory(plan: Plan, stats: RunnerStats) -> list[dict[str, object]]:
                 "planned": named,
                 "measured": measured,
                 "parts": {
-                    "weights": (budget.weights if budget else None, parts.get("weights")),
-                    "kv": (budget.kv if budget else None, parts.get("kv")),
-                    "compute": (
+                    "weights": _part(budget.weights if budget else None, parts.get("weights")),
+                    "kv": _part(budget.kv if budget else None, parts.get("kv")),
+                    "compute": _part(
                         budget.compute if budget else None,
                         parts.get("compute", 0) + parts.get("output", 0) if parts else None,
                     ),
@@ -159,6 +158,10 @@ def _memory(plan: Plan, stats: RunnerStats) -> list[dict[str, object]]:
             }
         )
     return found
+
+
+def _part(planned: int | None, measured: int | None) -> dict[str, int | None]:
+    return {"planned": planned, "measured": measured}
 
 
 async def _generate(client: EngineClient, prompt: int, count: int, turn: int) -> Timings:
@@ -203,9 +206,9 @@ def _print(document: dict[str, Any]) -> None:
         say(f"{'':>8}  step {measured['step']:.2f} ms, predicted {step:.2f}")
     for tier in document["memory"]:
         say(f"{tier['tier']:>8}  {_beside(tier['measured'], tier['planned'])}")
-        for name, (planned, measured) in tier["parts"].items():
-            if measured is not None:
-                say(f"{name:>16}  {_beside(measured, planned)}")
+        for name, part in tier["parts"].items():
+            if part["measured"] is not None:
+                say(f"{name:>16}  {_beside(part['measured'], part['planned'])}")
 
 
 def _beside(measured: int, planned: int | None) -> str:

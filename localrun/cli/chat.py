@@ -92,7 +92,7 @@ def chat(
             return remote
         prepared = await asyncio.to_thread(prepare, name, request, here)
         app.say(one_line(prepared.plan))
-        return await open_chat(prepared)
+        return await open_chat(prepared, app.say)
 
     def names() -> Sequence[str]:
         return [model.ref for model in Library(here).list() if model.state == "ok"]

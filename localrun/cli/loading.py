@@ -7,12 +7,13 @@ parse → find → read headers → describe → choose a backend → plan → l
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from localrun.cli.lookup import Found, described
 from localrun.cli.machines import AUTO, this_machine
+from localrun.cli.output import note
 from localrun.config import Settings, settings
 from localrun.errors import ModelNotFoundError, OutOfMemoryError, PlanError, UsageError
 from localrun.plan.plan import Plan, PlanRequest
@@ -127,8 +128,7 @@ def candidates(
         name, reason = registry.choose(found.spec, found.format, requested)
         return (Candidate(name, reason, _device(name, machine)),)
     if requested is not None:
-        if requested not in PLANNED:
-            registry.backend(requested)  # says which names there are
+        _plannable(requested, found)
         return (Candidate(requested, "asked for by --backend", True, _absent(requested, found)),)
     fitting, refusals = [], []
     for name in registry.names():
@@ -143,8 +143,25 @@ def candidates(
     return (Candidate(PLANNED[0], "; ".join(refusals), True, _absent(PLANNED[0], found)),)
 
 
-# Backends of the design that plans can be made for before they can be run.
+# Backends of the design that plans can be made for before they can be run; both read one format.
 PLANNED = ("torch", "mlx")
+_PLANNED_FORMAT = "safetensors"
+
+
+def _plannable(name: str, found: Found) -> None:
+    """Raises UsageError where ``--backend`` names no backend, or one that cannot read the files."""
+    from localrun.backends import registry
+
+    if name not in PLANNED:
+        raise UsageError(
+            f"--backend {name}: no backend is called that",
+            hint=f"one of: {', '.join((*registry.names(), *PLANNED))}",
+        )
+    if found.format != _PLANNED_FORMAT:
+        raise UsageError(
+            f"--backend {name}: reads {_PLANNED_FORMAT} files, not {found.format}",
+            hint="leave --backend out, or choose another",
+        )
 
 
 def _absent(name: str, found: Found) -> str:
@@ -211,68 +228,23 @@ def _prepared(found: Found, request: PlanRequest, machine: Machine) -> Prepared:
     return Prepared(found, made, loader(made.backend), request, machine)
 
 
-def prepare_saved(text: str, path: Path, here: Settings | None = None) -> Prepared:
-    """A model on disk with a plan that was saved before; nothing of it is decided anew.
-
-    Raises:
-        UsageError: not a plan, or one for another model; names the field.
-        ModelNotFoundError: the model is not on this disk.
-    """
-    from localrun.backends.registry import loader
-
-    here = here or settings()
-    saved = read_plan(path)
-    found = described(find(text, here))
-    now = source_of(found, ()).files
-    differences = (
-        ("model.architecture", saved.model.architecture, found.spec.architecture),
-        ("model.format", saved.model.format, found.format),
-        ("model.tensors", saved.model.tensors, found.spec.tensors),
-        ("model.total_bytes", saved.model.total_bytes, found.spec.tensor_bytes),
-        ("model.files", [f.bytes for f in saved.model.files] or None, [f.bytes for f in now]),
-    )
-    for field, planned, real in differences:
-        if planned is not None and planned != real:
-            raise UsageError(
-                f"--plan {path}: {field} is {planned}, {found.ref} has {real}: it is a plan for "
-                f"{saved.ref}",
-                hint=f"`localrun plan {text} --json > {path}` makes one for this model",
-            )
-    if not saved.fits:
-        raise UsageError(f"--plan {path}: fits is false", hint="plan again within what there is")
-    model = replace(saved.model, ref=found.ref, files=now)
-    return Prepared(
-        found, replace(saved, model=model), loader(saved.backend), None, this_machine(here)[0]
-    )
-
-
-def read_plan(path: Path) -> Plan:
-    """Raises UsageError naming the file and the field."""
-    try:
-        return Plan.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise UsageError(f"--plan {path}: {reason}") from error
-    except UsageError as error:
-        raise UsageError(f"--plan {path}: {error.message}", hint=error.hint) from error
-
-
-async def open_process(prepared: Prepared) -> EngineClient:
-    """Start the engine's child process on this plan.
+async def open_process(
+    prepared: Prepared, tell: Callable[[str], None] = note
+) -> tuple[EngineClient, Plan]:
+    """Start the engine's child process on this plan; returns the plan that it executes.
 
     Where the load fails for want of memory, the plan is made again with what there really was and
-    tried once more; a saved plan is executed as it stands or not at all.
+    tried once more, and ``tell`` is given one line; a saved plan is executed as it stands or not at
+    all.
     """
-    from localrun.cli.output import note
-
     try:
-        return await _start(prepared)
+        return await _start(prepared), prepared.plan
     except OutOfMemoryError as error:
         if prepared.request is None:
             raise
         smaller = replan(prepared, error)
-        note(f"{error.message}; planned again: {changes(prepared.plan, smaller.plan)}")
-        return await _start(smaller)
+        tell(f"{error.message}; planned again: {changes(prepared.plan, smaller.plan)}")
+        return await _start(smaller), smaller.plan
 
 
 def replan(prepared: Prepared, error: OutOfMemoryError) -> Prepared:
@@ -322,9 +294,10 @@ async def _start(prepared: Prepared) -> EngineClient:
     )
 
 
-async def open_chat(prepared: Prepared) -> ChatModel:
-    """A model to talk to, its engine in a child process."""
+async def open_chat(prepared: Prepared, tell: Callable[[str], None] = note) -> ChatModel:
+    """A model to talk to, its engine in a child process; ``tell`` as for ``open_process``."""
     from localrun.chat.local import LocalChatModel
     from localrun.chat.templates import Renderer
 
-    return LocalChatModel(await open_process(prepared), Renderer())
+    client, _ = await open_process(prepared, tell)
+    return LocalChatModel(client, Renderer())

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from localrun.config import Settings
-from localrun.errors import ModelNotFoundError, UsageError
-from localrun.ref import CatalogueRef, HubRef, PathRef, parse
+from localrun.errors import HeaderError, ModelNotFoundError, UsageError
+from localrun.ref import CatalogueRef, HubRef, ModelRef, PathRef, parse
 
 if TYPE_CHECKING:
     from localrun.formats.header import Format
@@ -51,14 +51,38 @@ def look_up(
     Raises:
         ModelNotFoundError: nothing by that name, here or at its source.
         HeaderError, DownloadError, VerificationError, AccessError: each of its step.
-        UsageError: a quantization that does not exist, or not of this file.
+        UsageError: a quantization that does not exist, or not of this file; a revision of what has
+            none.
     """
     with _collector_paused():
         bare = _configuration(text)
+        if revision is not None and (bare or not _has_revisions(parse(text))):
+            raise UsageError(
+                f"--revision {revision}: {text} has no revisions",
+                hint="leave --revision out, or name a repository of the hub",
+            )
         if bare is not None:
             return _from_config(bare, quant)
+        if quant is not None and _is_file(parse(text)):
+            raise UsageError(
+                f"--quant {quant}: {text} is a file whose types are decided",
+                hint="leave --quant out, or name the repository",
+            )
         found = None if revision else _on_disk(text, here, quant)
         return found or _remote(text, here, quant, revision)
+
+
+def _has_revisions(ref: ModelRef) -> bool:
+    from localrun.store.catalogue import entry
+
+    if isinstance(ref, CatalogueRef):
+        named = entry(ref.name)
+        return named is None or isinstance(named.source, HubRef)
+    return isinstance(ref, HubRef)
+
+
+def _is_file(ref: ModelRef) -> bool:
+    return isinstance(ref, HubRef) and ref.file is not None
 
 
 @contextmanager
@@ -88,9 +112,22 @@ def _configuration(text: str) -> Path | None:
 def _from_config(path: Path, quant: str | None) -> Found:
     from localrun.models.describe import describe_config
 
-    spec = describe_config(_read_config(path), quant=quant)
+    config = _read_config(path)
+    with _named(path.name):
+        spec = describe_config(config, quant=quant)
     kind: Format = "gguf" if quant else "safetensors"
     return Found(str(path), spec, kind, None, "config")
+
+
+@contextmanager
+def _named(file: str) -> Iterator[None]:
+    """A configuration of any name is called by it, and is its owner's to correct."""
+    try:
+        yield
+    except HeaderError as error:
+        found = error.in_file(file)
+        found.hint = "correct the field: a model's own config.json shows what it should be"
+        raise found from error
 
 
 def _read_config(path: Path) -> Mapping[str, object]:

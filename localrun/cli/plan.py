@@ -68,10 +68,12 @@ def plan(
     from localrun.cli.loading import plan_found
     from localrun.cli.lookup import look_up
     from localrun.cli.machines import machine_for
-    from localrun.cli.plan_view import export, show
+    from localrun.cli.plan_view import check_output, export, show
     from localrun.config import settings
     from localrun.plan.plan import PlanRequest, Workload
 
+    if output is not None:
+        check_output(output)
     here = settings()
     request = PlanRequest(
         n_ctx=ctx,

@@ -78,8 +78,20 @@ def export(plan: Plan, path: Path) -> None:
     """
     from localrun.store.atomic import AtomicFile
 
-    suffix = path.suffix.lower()
-    if suffix not in (".svg", ".html"):
+    check_output(path)
+    text = _document(plan, path.suffix.lower())
+    with AtomicFile(path) as file:
+        file.write(text.encode())
+        file.commit()
+
+
+def check_output(path: Path) -> None:
+    """Hold the name of a picture's file before anything is read for it.
+
+    Raises:
+        UsageError: neither ``.svg`` nor ``.html``, or no directory there.
+    """
+    if path.suffix.lower() not in (".svg", ".html"):
         raise UsageError(
             f"--output {path}: a picture is written as .svg or .html",
             hint="end the name in .svg or .html; --json prints the plan for programs",
@@ -88,10 +100,6 @@ def export(plan: Plan, path: Path) -> None:
         raise UsageError(f"--output {path}: {path.parent} is no directory", hint="create it first")
     if path.is_dir():
         raise UsageError(f"--output {path}: is a directory", hint="name a file in it")
-    text = _document(plan, suffix)
-    with AtomicFile(path) as file:
-        file.write(text.encode())
-        file.commit()
 
 
 def _document(plan: Plan, suffix: str) -> str:

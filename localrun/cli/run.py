@@ -60,8 +60,9 @@ def run(
     import asyncio
 
     from localrun.chat.messages import Message, ReplyOptions
-    from localrun.cli.loading import open_chat, prepare, prepare_saved
+    from localrun.cli.loading import open_chat, prepare
     from localrun.cli.options import no_budget_beside_plan
+    from localrun.cli.saved_plans import prepare_saved
     from localrun.engine.request import SamplingParams
     from localrun.plan.plan import PlanRequest
 

@@ -1,0 +1,113 @@
+"""Knows no planner: a plan that was saved before, held against the model that it is to run.
+
+What a file says is refused by its field before anything is loaded: a person may have edited it, or
+written it for another model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from localrun.cli.loading import Prepared, find, source_of
+from localrun.cli.lookup import described
+from localrun.cli.machines import this_machine
+from localrun.config import Settings, settings
+from localrun.errors import UsageError
+from localrun.plan.plan import Plan
+
+if TYPE_CHECKING:
+    from localrun.cli.lookup import Found
+    from localrun.hardware.machine import Machine
+
+_MOST_N_CTX = 1 << 31
+_MOST_LAYERS = 1 << 20
+
+
+def prepare_saved(text: str, path: Path, here: Settings | None = None) -> Prepared:
+    """A model on disk with a plan that was saved before; nothing of it is decided anew.
+
+    Raises:
+        UsageError: not a plan, one for another model, or one that cannot be executed; names the
+            field.
+        ModelNotFoundError: the model is not on this disk.
+    """
+    from localrun.backends.registry import loader
+
+    here = here or settings()
+    saved = read_plan(path)
+    found = described(find(text, here))
+    _same_model(saved, found, text, path)
+    machine = this_machine(here)[0]
+    _executable(saved, machine, path)
+    model = replace(saved.model, ref=found.ref, files=source_of(found, ()).files)
+    return Prepared(found, replace(saved, model=model), loader(saved.backend), None, machine)
+
+
+def read_plan(path: Path) -> Plan:
+    """Raises UsageError naming the file and the field."""
+    hint = "`localrun plan REF --json > FILE` makes one"
+    try:
+        return Plan.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UsageError(f"--plan {path}: {reason}", hint=hint) from error
+    except UsageError as error:
+        raise UsageError(f"--plan {path}: {error.message}", hint=hint) from error
+
+
+def _same_model(saved: Plan, found: Found, text: str, path: Path) -> None:
+    now = source_of(found, ()).files
+    differences = (
+        ("model.architecture", saved.model.architecture, found.spec.architecture),
+        ("model.format", saved.model.format, found.format),
+        ("model.tensors", saved.model.tensors, found.spec.tensors),
+        ("model.total_bytes", saved.model.total_bytes, found.spec.tensor_bytes),
+        ("model.files", [f.bytes for f in saved.model.files] or None, [f.bytes for f in now]),
+    )
+    for field, planned, real in differences:
+        if planned is not None and planned != real:
+            raise UsageError(
+                f"--plan {path}: {field} is {planned}, {found.ref} has {real}: it is a plan for "
+                f"{saved.ref}",
+                hint=f"`localrun plan {text} --json > {path}` makes one for this model",
+            )
+
+
+def _executable(saved: Plan, machine: Machine, path: Path) -> None:
+    """Hold what a runner would otherwise find out after the load, or not at all."""
+    from localrun.backends import registry
+    from localrun.hardware.profiles import MOST_CORES
+    from localrun.plan.engines import engine
+
+    if not saved.fits:
+        raise UsageError(f"--plan {path}: fits is false", hint="plan again within what there is")
+    if saved.backend not in registry.names():
+        raise UsageError(
+            f"--plan {path}: backend is {saved.backend!r}, this version runs "
+            f"{', '.join(registry.names())}",
+            hint="plan again with --backend",
+        )
+    told = saved.execution
+    if told.kv_type == "native" and not engine(saved.backend).native_kv:
+        raise UsageError(
+            f"--plan {path}: execution.kv_type is native, which {saved.backend} does not store",
+            hint="plan again with --kv-type",
+        )
+    cores = max(MOST_CORES, machine.cpu.logical)  # it may be for a machine with more
+    bounds = (
+        ("n_ctx", told.n_ctx, 1, _MOST_N_CTX),
+        ("parallel", told.parallel, 1, 256),
+        ("ubatch", told.ubatch, 1, max(1, told.n_ctx * told.parallel)),
+        ("threads", told.threads, 1, cores),
+        ("threads_max", told.threads_max, told.threads, cores),
+        ("gpu_layers", told.gpu_layers, 0, _MOST_LAYERS),
+        ("slots_per_layer", told.slots_per_layer, 0, _MOST_LAYERS),
+    )
+    for field, value, least, most in bounds:
+        if not least <= value <= most:
+            raise UsageError(
+                f"--plan {path}: execution.{field} is {value}, from {least} to {most} is possible",
+                hint="plan again, with a flag for what should be different",
+            )
