@@ -116,11 +116,13 @@ def lines(found: Row) -> Iterator[str]:
     """A row of the table, and one line for each backend that was refused."""
     made = found.plan
     if made is not None:
-        read = ", ".join(f"{tier} {size / 1e9:.3f}" for tier, size in _read(made).items())
+        read = ", ".join(
+            f"{tier} {_gb(size)}" for tier, size in made.bytes_per_token.items() if size
+        )
         decode = made.prediction.decode_tps
         speeds = f"{decode.low:.1f} … {decode.mid:.1f} … {decode.high:.1f}"
         yield (
-            f"{found.machine:<33} {made.backend:<9} {read:<46} {speeds:<21} "
+            f"{found.machine:<33} {made.backend:<9} {read:<53} {speeds:<21} "
             f"{made.prediction.prefill_tps.mid:>8.0f}  {made.prediction.bound_by}"
         )
     for backend, shortfall in found.shortfalls.items():
@@ -130,8 +132,9 @@ def lines(found: Row) -> Iterator[str]:
         yield f"{found.machine:<33} {backend:<9} does not fit: {lacking}"
 
 
-def _read(made: Plan) -> dict[str, int]:
-    return {tier: size for tier, size in made.bytes_per_token.items() if size}
+def _gb(size: int) -> str:
+    """In GB; n-gram rows alone are kilobytes."""
+    return f"{size / 1e9:.3f}" if size >= 1e6 else f"{size / 1e9:.7f}"
 
 
 def main() -> None:
@@ -145,7 +148,7 @@ def main() -> None:
     heads = ("machine", "backend", "GB a token", "decode t/s", "prefill", "bound by")
     for subject in SUBJECTS:
         print(f"\n{subject.name}")
-        print("{:<33} {:<9} {:<46} {:<21} {:>8}  {}".format(*heads))
+        print("{:<33} {:<9} {:<53} {:<21} {:>8}  {}".format(*heads))
         for each in found:
             if each.model == subject.name:
                 print("\n".join(lines(each)))
