@@ -1,12 +1,12 @@
 """Knows no library: the backends by name, which of them runs a model, and where each is loaded.
 
-A backend is a room here, one entry in ``_BACKENDS``, and three functions in its ``backend`` module:
-``probe() -> BackendReport``, ``supports(spec, format) -> str | None`` and
-``load(plan) -> ModelRunner``. The module itself imports nothing heavy.
+A backend is a room here, one entry in ``_BACKENDS``, and the functions of ``Backend`` in its
+``backend`` module. The module itself imports nothing heavy.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Protocol, cast
 
@@ -15,6 +15,7 @@ from localrun.engine.runner import ModelRunner
 from localrun.errors import UsageError
 from localrun.formats.header import Format
 from localrun.hardware.machine import Machine
+from localrun.hardware.measurements import DeviceFigures
 from localrun.models.spec import ModelSpec
 from localrun.plan.plan import Plan
 
@@ -35,6 +36,12 @@ class Backend(Protocol):
 
     def supports(self, spec: ModelSpec, format: Format) -> str | None:
         """None, or why this model cannot be run. Answered without importing the library."""
+        ...
+
+    def calibrate(self, seconds: float, say: Callable[[str], None]) -> Mapping[str, DeviceFigures]:
+        """What GPUs get through, by the name that their driver gives them, measured in about
+        ``seconds`` altogether. Empty where there is none; one that cannot be measured is absent,
+        and said. Raises BackendMissingError."""
         ...
 
     def load(self, plan: Plan) -> ModelRunner:

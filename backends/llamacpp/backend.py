@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +23,7 @@ from localrun.errors import (
     OutOfMemoryError,
 )
 from localrun.formats.header import Format
-from localrun.hardware.machine import Speed
+from localrun.hardware.measurements import DeviceFigures
 from localrun.models.spec import ModelSpec
 from localrun.plan.plan import Plan
 
@@ -132,13 +132,19 @@ def compute_buffers(plan: Plan) -> dict[str, int]:
     return {tier: terms.get("compute", 0) for tier, terms in read_buffers(log).parts.items()}
 
 
-def calibrate() -> Mapping[str, Speed]:
-    """Measured bandwidth of the devices by tier: none yet.
+def calibrate(seconds: float, say: Callable[[str], None]) -> Mapping[str, DeviceFigures]:
+    """What the GPUs that this library was built for get through, by their drivers' names.
 
-    The C API runs no operation on a device by itself. The CPU that this library computes with is
-    measured through ``localrun/ggml``.
+    Raises:
+        BackendMissingError: the library is absent or does not load.
     """
-    return {}
+    _require_library()
+    from localrun.backends.llamacpp.buffer_types import gpus
+    from localrun.backends.llamacpp.calibrate import measure
+    from localrun.ggml.device import devices
+
+    here = devices()
+    return measure([here[at] for at, _ in gpus()], seconds, say)
 
 
 def _require(plan: Plan) -> None:
@@ -147,6 +153,10 @@ def _require(plan: Plan) -> None:
             raise ModelNotFoundError(
                 f"{plan.ref}: {file} is no longer on this disk", hint=f"localrun pull {plan.ref}"
             )
+    _require_library()
+
+
+def _require_library() -> None:
     if _version() is None:
         raise BackendMissingError(f"{DISTRIBUTION} is not installed", hint=install_command())
     try:

@@ -25,7 +25,7 @@ from localrun.errors import UsageError
 if TYPE_CHECKING:
     from localrun.config import Settings
     from localrun.hardware.machine import DiskReads, Machine
-    from localrun.hardware.measurements import Measurements
+    from localrun.hardware.measurements import DeviceFigures, Key, Measurements
 
 K = TypeVar("K")
 Calibrate = Annotated[
@@ -69,8 +69,8 @@ def hardware(
 
 def _calibrated(here: Settings) -> tuple[Machine, Measurements]:
     """Measure, remember, and show what was measured also where it cannot be remembered."""
-    from localrun.hardware.calibrate import calibrate
-    from localrun.hardware.measurements import load, save
+    from localrun.hardware.calibrate import calibrate, with_devices
+    from localrun.hardware.measurements import load
     from localrun.hardware.tiers import with_tiers
 
     machine = probed(here, here.hub_cache)
@@ -84,11 +84,41 @@ def _calibrated(here: Settings) -> tuple[Machine, Measurements]:
     )
     for line in done.notes:
         note(f"note: {line}")
+    _remember(store, key, done.found)
+    found = done.found
+    if figures := _devices(machine):
+        # A driver that fails can end the process: the rest has been remembered by then.
+        found = with_devices(found, figures)
+        _remember(store, key, found)
+    return with_tiers(machine, found, model_place=here.hub_cache), found
+
+
+def _remember(store: Path, key: Key, found: Measurements) -> None:
+    from localrun.hardware.measurements import save
+
     try:
-        save(store, key, done.found)
+        save(store, key, found)
     except OSError as error:
         note(f"note: {store}: {error.strerror or error}; this is not remembered")
-    return with_tiers(machine, done.found, model_place=here.hub_cache), done.found
+
+
+def _devices(machine: Machine) -> dict[str, DeviceFigures]:
+    """What the installed backends measure of this machine's GPUs; of two backends, the first's."""
+    from localrun.backends.registry import backend, names
+    from localrun.errors import BackendMissingError
+    from localrun.hardware.calibrate import DEVICES_SECONDS
+
+    found: dict[str, DeviceFigures] = {}
+    for name in names():
+        try:
+            figures = backend(name).calibrate(DEVICES_SECONDS / len(names()), note)
+        except BackendMissingError:
+            continue  # said where the CPU was to be measured
+        found = {**figures, **found}
+    if machine.gpus and not found:
+        here = ", ".join(dict.fromkeys(gpu.name for gpu in machine.gpus))
+        note(f"note: no installed backend measured {here}; `localrun doctor` says what they find")
+    return found
 
 
 def _largest_files(here: Settings) -> list[Path]:
@@ -184,6 +214,13 @@ def _show_compute(machine: Machine, measured: Measurements | None) -> None:
             for name in measured.gemv
         ]
         table(columns, kinds)
+    for name, device in measured.devices.items():
+        say("")
+        types = [
+            (type, _of(device.gemv, type, "GB/s"), _of(device.prefill, type, "TFLOP/s"))
+            for type in device.gemv
+        ]
+        table((f"{name}, weights", "token", "prompt"), types)
 
 
 def _of(values: Mapping[K, float], key: K, unit: str) -> str:

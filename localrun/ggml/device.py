@@ -126,7 +126,7 @@ class Staging:
             self.data: NDArray[np.uint8] = aligned(nbytes)
             return
         start = base("ggml_backend_buffer_get_base", _POINTER, _POINTER)(self._buffer)
-        self.data = np.frombuffer((ctypes.c_uint8 * nbytes).from_address(start), np.uint8)
+        self.data = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(start))
 
     def close(self) -> None:
         """Again does nothing."""

@@ -13,13 +13,14 @@ from localrun.hardware.machine import Disk, Machine, Speed
 from localrun.hardware.measure_cpu import TYPES, measure_cpu
 from localrun.hardware.measure_disk import measure_disk
 from localrun.hardware.measure_memory import measure_memory
-from localrun.hardware.measurements import Measurements
+from localrun.hardware.measurements import DeviceFigures, Measurements
 from localrun.hardware.tiers import disk_key, model_disk
 
 T = TypeVar("T")
-# With the disk's 21 seconds this stays under a minute, on a busy machine too.
+# With the disk's 21 seconds these stay under a minute, on a busy machine too.
 MEMORY_SECONDS = 6.0
 CPU_SECONDS = 20.0
+DEVICES_SECONDS = 8.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +39,10 @@ def calibrate(
     known: Measurements | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Calibrated:
-    """Memory, CPU kernels and the disk where models lie.
+    """Memory, CPU kernels and the disk where models lie; ``with_devices`` adds the GPUs.
 
     ``files`` are model files that may be read; ``known`` is what was measured before: its other
-    disks are kept. What cannot be measured is absent, with a note.
+    disks and its GPUs are kept. What cannot be measured is absent, with a note.
     """
     notes: list[str] = []
     cores = max(1, min(machine.cpu.cores, machine.cpu.usable))
@@ -55,12 +56,19 @@ def calibrate(
         ram_read=_values(memory.read),
         ram_copy=_values(memory.copy),
         disks=known.disks if known else {},
+        devices=known.devices if known else {},
     )
     say(f"cpu: {len(TYPES)} tensor types with {cores} threads")
     found = _cpu(found, machine, cores, available, notes)
     if disk := model_disk(machine.disks, model_place):
         found = _disk(found, disk, files, say, notes)
     return Calibrated(found, tuple(notes))
+
+
+def with_devices(found: Measurements, figures: Mapping[str, DeviceFigures]) -> Measurements:
+    """``found`` with what backends measured of GPUs, by name, in place of what was known."""
+    new = {name: device.measured() for name, device in figures.items()}
+    return replace(found, devices={**found.devices, **new})
 
 
 def _cpu(

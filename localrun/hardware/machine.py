@@ -27,7 +27,8 @@ class Tier:
     GB/s (1e9 bytes): of VRAM, RAM and unified memory the theoretical bandwidth of the part unless
     measured, of a disk what large random reads sustain. ``flops`` is TFLOP/s of dense 16-bit
     arithmetic with 32-bit accumulation, of the device that computes from this tier; ``link`` is
-    GB/s between host memory and a GPU.
+    GB/s between host memory and a GPU. Of a GPU, measured figures are what its products got
+    through: nothing is lost of them again.
     """
 
     name: str

@@ -141,7 +141,7 @@ def _kernels(type: str, size: int, one: Threads, every: Threads, repack: bool) -
     row = row_size(type, _COLUMNS)
     rows = max(1, size // row // _REPACKED_ROWS) * _REPACKED_ROWS
     few = min(rows, _ROWS_A_THREAD * every.count)
-    blocks = np.resize(_pattern(), rows * row)
+    blocks = np.resize(pattern(), rows * row)
     with ExitStack() as stack:
         large = Weights(type, rows, _COLUMNS, blocks, repack=repack)
         stack.enter_context(closing(large))
@@ -161,7 +161,7 @@ def _kernels(type: str, size: int, one: Threads, every: Threads, repack: bool) -
         yield Kernels(large.layout, large.nbytes, 2.0 * few * _COLUMNS * _PROMPT, *runs)
 
 
-def _pattern() -> NDArray[np.uint8]:
+def pattern() -> NDArray[np.uint8]:
     """Bytes that make ordinary half-precision numbers wherever a type keeps a scale: an infinity,
     a NaN or a subnormal could take a kernel another time."""
     import numpy as np

@@ -52,9 +52,52 @@ class MeasuredDisk:
 
 
 @dataclass(frozen=True, slots=True)
+class MeasuredDevice:
+    """The values of ``DeviceFigures``."""
+
+    gemv: Mapping[str, float]
+    prefill: Mapping[str, float] = field(default_factory=dict)
+    link: float | None = None
+
+    def __post_init__(self) -> None:
+        _all_positive(self.gemv, self.prefill, {} if self.link is None else {"link": self.link})
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceFigures:
+    """What a GPU's own products get through. ``gemv``: GB/s of weights that one token's products
+    read, ``prefill``: TFLOP/s of a micro-batch's, both by tensor type; ``link``: GB/s of copies
+    from host memory."""
+
+    gemv: Mapping[str, Speed]
+    prefill: Mapping[str, Speed] = field(default_factory=dict)
+    link: Speed | None = None
+
+    @property
+    def read(self) -> Speed | None:
+        """Of the types, the middle one's."""
+        speeds = sorted(self.gemv.values(), key=_value)
+        return speeds[len(speeds) // 2] if speeds else None
+
+    @property
+    def flops(self) -> Speed | None:
+        """The slowest type's: a prompt gets that much whatever its weights are."""
+        return min(self.prefill.values(), key=_value, default=None)
+
+    def measured(self) -> MeasuredDevice:
+        """To be remembered."""
+        return MeasuredDevice(
+            {name: speed.value for name, speed in self.gemv.items()},
+            {name: speed.value for name, speed in self.prefill.items()},
+            self.link.value if self.link else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Measurements:
     """``ram_read`` and ``ram_copy``: GB/s by threads. The three by tensor type are those of
-    ``Compute``. ``disks`` are by device and filesystem. ``date`` is a day, ISO 8601."""
+    ``Compute``. ``disks`` are by device and filesystem, ``devices`` GPUs by the name that their
+    driver gives them. ``date`` is a day, ISO 8601."""
 
     date: str
     ram_read: Mapping[int, float] = field(default_factory=dict)
@@ -63,6 +106,7 @@ class Measurements:
     core_gemv: Mapping[str, float] = field(default_factory=dict)
     prefill: Mapping[str, float] = field(default_factory=dict)
     disks: Mapping[str, MeasuredDisk] = field(default_factory=dict)
+    devices: Mapping[str, MeasuredDevice] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _all_positive(self.ram_read, self.ram_copy, self.gemv, self.core_gemv, self.prefill)
@@ -87,6 +131,17 @@ class Measurements:
         return DiskReads(
             {depth: self._speed(value) for depth, value in found.iops.items()},
             {depth: self._speed(value) for depth, value in found.large.items()},
+        )
+
+    def device(self, name: str) -> DeviceFigures | None:
+        """The figures of a GPU, by its driver's name."""
+        found = self.devices.get(name)
+        if found is None:
+            return None
+        return DeviceFigures(
+            {name: self._speed(value) for name, value in found.gemv.items()},
+            {name: self._speed(value) for name, value in found.prefill.items()},
+            None if found.link is None else self._speed(found.link),
         )
 
     def _speed(self, value: float) -> Speed:
@@ -188,9 +243,13 @@ def _adapter() -> TypeAdapter[_Document]:
     from pydantic import ConfigDict, TypeAdapter, with_config
 
     strict = with_config(ConfigDict(extra="forbid", strict=True))
-    for value in (Key, MeasuredDisk, Measurements, _Entry, _Document):
+    for value in (Key, MeasuredDisk, MeasuredDevice, Measurements, _Entry, _Document):
         strict(value)
     return TypeAdapter(_Document)
+
+
+def _value(speed: Speed) -> float:
+    return speed.value
 
 
 def _all_positive(*tables: Mapping[int, float] | Mapping[str, float]) -> None:

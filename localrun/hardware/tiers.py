@@ -12,7 +12,7 @@ from pathlib import Path
 from localrun.hardware import assumptions, reserves
 from localrun.hardware.gpu_names import gpu_part, mac_part
 from localrun.hardware.machine import Compute, Disk, DiskReads, Gpu, Machine, Speed, Tier
-from localrun.hardware.measurements import Measurements
+from localrun.hardware.measurements import DeviceFigures, Measurements
 from localrun.hardware.parts import Part
 
 _CALIBRATE = "`localrun hardware --calibrate` measures it"
@@ -31,9 +31,9 @@ def with_tiers(machine: Machine, measured: Measurements | None, *, model_place: 
     chip = mac_part(machine.cpu.name, _gpu_cores(machine)) if machine.system == "Darwin" else None
     pool = next((gpu for gpu in machine.gpus if gpu.unified), None)
     memory = (
-        (*_vram(machine.gpus, notes), _ram(machine, measured, notes))
+        (*_vram(machine.gpus, measured, notes), _ram(machine, measured, notes))
         if pool is None
-        else (_unified(machine, pool, chip, notes),)
+        else (_unified(machine, pool, chip, measured, notes),)
     )
     disk = model_disk(machine.disks, model_place)
     tier, reads = _disk(disk, measured, chip, notes) if disk else (None, None)
@@ -55,7 +55,21 @@ def _gpu_cores(machine: Machine) -> int:
     return next((gpu.cores for gpu in machine.gpus if gpu.unified), 0)
 
 
-def _vram(gpus: tuple[Gpu, ...], notes: list[str]) -> tuple[Tier, ...]:
+def _figures(gpu: Gpu, gpus: tuple[Gpu, ...], measured: Measurements | None) -> DeviceFigures:
+    """What was measured of a GPU. Where there is one and one was measured, they are the same:
+    another driver may call it by another name."""
+    if measured is None:
+        return DeviceFigures({})
+    found = measured.device(gpu.name)
+    cards = [each for each in gpus if each.unified or each.total >= assumptions.SMALLEST_CARD]
+    if found is None and cards == [gpu] and len(measured.devices) == 1:
+        found = measured.device(next(iter(measured.devices)))
+    return found or DeviceFigures({})
+
+
+def _vram(
+    gpus: tuple[Gpu, ...], measured: Measurements | None, notes: list[str]
+) -> tuple[Tier, ...]:
     tiers: list[Tier] = []
     for gpu in gpus:
         part = gpu_part(gpu.name, gpu.total)
@@ -65,18 +79,19 @@ def _vram(gpus: tuple[Gpu, ...], notes: list[str]) -> tuple[Tier, ...]:
         if total < assumptions.SMALLEST_CARD:
             notes.append(f"{gpu.name}: left out, it has no memory of its own that is worth a plan")
             continue
-        if part is None:
-            notes.append(f"{gpu.name}: bandwidth guessed from its memory size")
+        figures = _figures(gpu, gpus, measured)
+        if part is None and figures.read is None:
+            notes.append(f"{gpu.name}: bandwidth guessed from its memory size; {_CALIBRATE}")
         tiers.append(
             Tier(
                 name=f"vram:{len(tiers)}",
                 kind="vram",
                 capacity_bytes=total,
                 usable_bytes=reserves.free_vram(free),
-                read=part.bandwidth if part else assumptions.gpu_speed(total),
+                read=figures.read or (part.bandwidth if part else assumptions.gpu_speed(total)),
                 device=gpu.name,
-                flops=part.flops if part else None,
-                link=(part.link if part else None) or assumptions.UNKNOWN_LINK,
+                flops=figures.flops or (part.flops if part else None),
+                link=figures.link or (part.link if part else None) or assumptions.UNKNOWN_LINK,
             )
         )
     return tuple(tiers)
@@ -98,11 +113,18 @@ def _ram(machine: Machine, measured: Measurements | None, notes: list[str]) -> T
     )
 
 
-def _unified(machine: Machine, pool: Gpu, chip: Part | None, notes: list[str]) -> Tier:
+def _unified(
+    machine: Machine,
+    pool: Gpu,
+    chip: Part | None,
+    measured: Measurements | None,
+    notes: list[str],
+) -> Tier:
     memory = machine.memory
     part = chip or gpu_part(pool.name, pool.total)
-    if part is None:
-        notes.append(f"{pool.name}: bandwidth guessed, this chip is not in the table")
+    figures = _figures(pool, machine.gpus, measured)
+    if part is None and figures.read is None:
+        notes.append(f"{pool.name}: bandwidth guessed, this chip is not in the table; {_CALIBRATE}")
     return Tier(
         name="unified",
         kind="unified",
@@ -110,9 +132,9 @@ def _unified(machine: Machine, pool: Gpu, chip: Part | None, notes: list[str]) -
         usable_bytes=reserves.free_unified(
             memory.total, memory.available, memory.limit, metal=pool.kind == "metal"
         ),
-        read=part.bandwidth if part else _UNKNOWN_POOL,
+        read=figures.read or (part.bandwidth if part else _UNKNOWN_POOL),
         device=pool.name,
-        flops=part.flops if part else None,
+        flops=figures.flops or (part.flops if part else None),
     )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +14,11 @@ import pytest
 pytest.importorskip("llama_cpp")
 
 from localrun.errors import EngineError, UsageError
+from localrun.ggml import device as room
 from localrun.ggml.device import Device, Matrices, Products, Staging, Stream, devices
 from localrun.ggml.quantize import dequantize
 from localrun.ggml.types import row_size
+from localrun.ggml.weights import base
 
 COLUMNS, ROWS = 512, 24
 # Half-precision scales of these bytes are ordinary numbers, wherever a type keeps its own.
@@ -104,6 +108,30 @@ def test_staged_bytes_arrive(cpu: Device, stream: Stream, matrices: Matrices) ->
         matrices.put(0, staging.data)
         assert staging.data.nbytes == matrices.nbytes
         assert not staging.pinned  # the CPU copies from any memory alike
+
+    with closing(Products(stream, matrices, normal(1))) as products:
+        products.run()
+        np.testing.assert_array_equal(*products.outputs())
+
+
+def test_bytes_staged_in_memory_of_the_devices_own_arrive(
+    cpu: Device, stream: Stream, matrices: Matrices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The CPU has no pinned memory: its plain buffers stand for it."""
+    plain = base("ggml_backend_cpu_buffer_type", ctypes.c_void_p)()
+
+    def with_host_buffers(name: str, *prototype: Any) -> Any:
+        if name == "ggml_backend_dev_host_buffer_type":
+            return lambda device: plain
+        return base(name, *prototype)
+
+    monkeypatch.setattr(room, "base", with_host_buffers)
+    staging = Staging(cpu, matrices.nbytes)
+    assert staging.pinned
+    staging.data[:] = blocks("Q8_0", 1).reshape(-1)
+    matrices.put(0, staging.data)
+    staging.close()
+    staging.close()
 
     with closing(Products(stream, matrices, normal(1))) as products:
         products.run()

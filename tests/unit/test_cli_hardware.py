@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from localrun.backends.llamacpp import backend as llamacpp
 from localrun.cli.app import execute
 from localrun.cli.machines import key_here, machine_for, probed, store_of
 from localrun.config import Settings, settings
 from localrun.errors import BackendMissingError, UsageError
 from localrun.hardware import calibrate as room
+from localrun.hardware import measure_disk as disks
 from localrun.hardware import measurements
-from localrun.hardware.machine import Compute, Speed
+from localrun.hardware import probe as prober
+from localrun.hardware.machine import Compute, Gpu, Machine, Speed
 from localrun.hardware.machine_file import EXAMPLE
 from localrun.hardware.measure_memory import MemorySpeeds
-from localrun.hardware.measurements import MeasuredDisk, Measurements
+from localrun.hardware.measurements import DeviceFigures, MeasuredDevice, MeasuredDisk, Measurements
 from localrun.hardware.parts import parts
 
 DISK = MeasuredDisk({1: 9e3, 256: 8e4}, {1: 1.2, 4: 1.4})
@@ -49,6 +53,7 @@ def measuring(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "measure_memory", memory)
     monkeypatch.setattr(room, "measure_cpu", cpu)
     monkeypatch.setattr(room, "measure_disk", lambda place, filesystem, **rest: DISK)
+    monkeypatch.setattr(llamacpp, "calibrate", lambda seconds, say: {})
 
 
 def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
@@ -217,6 +222,70 @@ def test_calibrating_again_keeps_the_figures_of_another_disk(
     assert found is not None
     assert found.disks["/dev/other ext4"] == DISK
     assert len(found.disks) == 2
+
+
+@pytest.fixture
+def with_gpu(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a GPU that this machine seems to have."""
+    gpu = Gpu("NVIDIA GeForce RTX 4090", "cuda", 24 << 30, 23 << 30, "580.65")
+
+    def probe(places: list[Path]) -> Machine:
+        return replace(real(places), gpus=(gpu,))
+
+    real = prober.probe
+    monkeypatch.setattr(prober, "probe", probe)
+    return gpu.name
+
+
+def test_what_a_backend_measures_of_a_gpu_is_remembered_and_shown(
+    here: Settings,
+    measuring: None,
+    with_gpu: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def calibrated(seconds: float, say: Callable[[str], None]) -> dict[str, DeviceFigures]:
+        # By now, a driver that ends the process costs the other figures nothing.
+        assert measurements.load(store_of(here), key_here(probed(here, here.hub_cache))).found
+        say(f"measuring gpu: {with_gpu} for {seconds:g} s at most")
+        speed = {"Q4_K": Speed(812.5, "measured")}
+        prompt = {"Q4_K": Speed(143.5, "measured")}
+        return {with_gpu: DeviceFigures(speed, prompt, Speed(25.5, "measured"))}
+
+    monkeypatch.setattr(llamacpp, "calibrate", calibrated)
+
+    assert execute(["hardware", "--calibrate"]) == 0
+    streams = capsys.readouterr()
+    found = answer(capsys)
+
+    assert f"measuring gpu: {with_gpu} for 8 s" in streams.err
+    assert "812.5 GB/s" in streams.out
+    assert "143.5 TFLOP/s" in streams.out
+    card = found["tiers"][0]
+    figures = [card[name] for name in ("read", "flops", "link")]
+    assert [figure["value"] for figure in figures] == [812.5, 143.5, 25.5]
+    assert {figure["basis"] for figure in figures} == {"measured"}
+    assert found["measurements"]["devices"][with_gpu]["link"] == 25.5
+
+
+def test_a_gpu_that_no_backend_measured_is_said_and_what_was_known_of_it_stays(
+    here: Settings, measuring: None, with_gpu: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = {with_gpu: MeasuredDevice({"F16": 900.0})}
+    key = key_here(probed(here, here.hub_cache))
+    measurements.save(store_of(here), key, Measurements("2026-01-01", devices=known))
+
+    assert execute(["hardware", "--calibrate"]) == 0
+
+    assert f"no installed backend measured {with_gpu}" in capsys.readouterr().err
+    assert answer(capsys)["tiers"][0]["read"]["value"] == 900.0
+
+
+def test_all_that_is_measured_takes_a_minute_at_most() -> None:
+    points = len(disks.LARGE_DEPTHS) + len(disks.DEPTHS)
+    disk = points * disks.POINT_SECONDS + disks._WRITE_SECONDS
+
+    assert room.MEMORY_SECONDS + room.CPU_SECONDS + disk + room.DEVICES_SECONDS <= 60
 
 
 def test_the_largest_models_are_offered_to_be_read(

@@ -11,7 +11,15 @@ import pytest
 
 from localrun.hardware import measurements as room
 from localrun.hardware.machine import Cpu, Gpu, Machine, Memory
-from localrun.hardware.measurements import Key, MeasuredDisk, Measurements, key_of, load, save
+from localrun.hardware.measurements import (
+    Key,
+    MeasuredDevice,
+    MeasuredDisk,
+    Measurements,
+    key_of,
+    load,
+    save,
+)
 
 GIB = 1 << 30
 KEY = Key("AMD Ryzen 9", 32, 64, ("NVIDIA GeForce RTX 4090",), "580.65", "llama.cpp 0.3.36")
@@ -23,6 +31,12 @@ SOME = Measurements(
     core_gemv={"Q4_K": 11.0},
     prefill={"Q4_K": 900.0},
     disks={"/dev/nvme0n1p2 ext4": MeasuredDisk({1: 12e3, 256: 4e5}, {1: 5.0, 4: 6.2})},
+    devices={
+        "NVIDIA GeForce RTX 4090": MeasuredDevice(
+            {"Q4_K": 790.0, "F16": 910.0, "Q8_0": 880.0}, {"Q4_K": 170.0, "F16": 150.0}, 25.0
+        ),
+        "AMD Radeon": MeasuredDevice({"F16": 500.0}),
+    },
 )
 
 
@@ -34,6 +48,31 @@ def test_what_was_saved_is_loaded_again(tmp_path: Path) -> None:
     assert load(path, KEY) == room.Loaded(SOME)
     assert os.listdir(path.parent) == [room.FILE_NAME]
     assert path.stat().st_mode & 0o077 == 0
+
+
+def test_a_file_from_before_devices_were_measured_still_holds(tmp_path: Path) -> None:
+    path = tmp_path / room.FILE_NAME
+    save(path, KEY, SOME)
+    document = json.loads(path.read_text())
+    del document["machines"][0]["measurements"]["devices"]
+    path.write_text(json.dumps(document))
+
+    assert load(path, KEY) == room.Loaded(replace(SOME, devices={}))
+
+
+def test_a_devices_figures_are_its_middle_read_its_slowest_prompt_and_its_link() -> None:
+    figures, other = SOME.device("NVIDIA GeForce RTX 4090"), SOME.device("AMD Radeon")
+
+    assert figures is not None
+    speeds = (figures.read, figures.flops, figures.link)
+    assert [speed and (speed.value, speed.basis) for speed in speeds] == [
+        (880.0, "measured"), (150.0, "measured"), (25.0, "measured")
+    ]  # fmt: skip
+    assert figures.measured() == SOME.devices["NVIDIA GeForce RTX 4090"]
+    assert other is not None
+    assert other.read is not None
+    assert (other.read.value, other.flops, other.link) == (500.0, None, None)
+    assert SOME.device("another") is None
 
 
 @pytest.mark.parametrize(
@@ -97,6 +136,11 @@ DAMAGED = {
     "no_speed": (damaged(ram_read={"4": 0.0}), "4 is 0.0, not a speed"),
     "not_a_number": (damaged(prefill={"F16": float("nan")}), "F16 is nan"),
     "infinite": (damaged(disks={"d": {"iops": {"1": float("inf")}, "large": {}}}), "1 is inf"),
+    "a_link_of_nothing": (
+        damaged(devices={"d": {"gemv": {}, "prefill": {}, "link": 0.0}}),
+        "link is 0.0, not a speed",
+    ),
+    "a_device_without_types": (damaged(devices={"d": {}}), "devices.d.gemv"),
     "a_depth_that_is_none": (damaged(ram_read={"many": 3.0}), "ram_read.many"),
 }
 

@@ -9,7 +9,7 @@ import pytest
 
 from localrun.hardware.gpu_names import gpu_part, mac_part
 from localrun.hardware.machine import Cpu, Disk, Gpu, Machine, Memory
-from localrun.hardware.measurements import MeasuredDisk, Measurements
+from localrun.hardware.measurements import MeasuredDevice, MeasuredDisk, Measurements
 from localrun.hardware.tiers import disk_key, with_tiers
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -235,3 +235,63 @@ def test_another_disks_measurements_are_not_taken() -> None:
 
     assert machine.tiers[-1].read.basis == "assumed"
     assert disk_key(DISK) in MEASURED.disks
+
+
+CARD = MeasuredDevice({"Q4_K": 790.0, "F16": 910.0, "Q8_0": 880.0}, {"F16": 150.0}, 25.0)
+
+
+def measured_devices(**devices: MeasuredDevice) -> Measurements:
+    return replace(MEASURED, devices={name.replace("_", " "): it for name, it in devices.items()})
+
+
+def figures(machine: Machine, at: int = 0) -> list[tuple[float, str] | None]:
+    tier = machine.tiers[at]
+    speeds = (tier.read, tier.flops, tier.link)
+    return [(speed.value, speed.basis) if speed else None for speed in speeds]
+
+
+def test_a_cards_measured_figures_replace_its_vendors_on_each_card_of_the_name() -> None:
+    measured = measured_devices(NVIDIA_GeForce_RTX_4090=CARD, other=MeasuredDevice({"F16": 1.0}))
+
+    machine = with_tiers(replace(PC, gpus=(RTX_4090, RTX_4090)), measured, model_place=PLACE)
+
+    for at in (0, 1):
+        assert figures(machine, at) == [
+            (880.0, "measured"),
+            (150.0, "measured"),
+            (25.0, "measured"),
+        ]
+    assert "2026-11-02" in machine.tiers[0].read.source
+
+
+def test_what_was_not_measured_of_a_card_stays_its_vendors() -> None:
+    measured = measured_devices(NVIDIA_GeForce_RTX_4090=MeasuredDevice({"F16": 910.0}))
+
+    machine = with_tiers(replace(PC, gpus=(RTX_4090,)), measured, model_place=PLACE)
+
+    read, flops, link = figures(machine)
+    assert read == (910.0, "measured")
+    assert flops is not None
+    assert link is not None
+    assert "measured" not in (flops[1], link[1])
+
+
+def test_one_card_that_another_driver_calls_otherwise_is_the_one_that_was_measured() -> None:
+    card = Gpu("AMD GPU 0x744c", "rocm", 24 * GIB, 23 * GIB, "amdgpu")
+    borrowed = Gpu("AMD GPU 0x164e", "rocm", 512 * MIB, 500 * MIB, "amdgpu")
+    measured = measured_devices(AMD_Radeon_RX_7900_XTX=CARD)
+
+    one = with_tiers(replace(PC, gpus=(borrowed, card)), measured, model_place=PLACE)
+    two = with_tiers(replace(PC, gpus=(card, RTX_4090)), measured, model_place=PLACE)
+
+    assert figures(one)[0] == (880.0, "measured")
+    assert not any("guessed" in note for note in one.notes)
+    assert {tier.read.basis for tier in two.tiers[:2]} == {"assumed", "specified"}
+
+
+def test_a_pools_measured_figures_are_those_of_its_gpu() -> None:
+    spark = replace(PC, gpus=(Gpu("NVIDIA GB10", "cuda", 0, 0, "580", unified=True),))
+
+    pool = with_tiers(spark, measured_devices(NVIDIA_GB10=CARD), model_place=PLACE)
+
+    assert figures(pool) == [(880.0, "measured"), (150.0, "measured"), None]
