@@ -91,7 +91,10 @@ def resolve(ref: HubRef, settings: Settings, revision: str | None = None) -> Mod
 
 def _ask(ref: HubRef, hub: Endpoint, token: str | None, revision: str | None) -> Any:
     import huggingface_hub
+    from huggingface_hub import constants
 
+    # Else the library fetches a list for its telemetry before it asks for anything.
+    constants.HF_HUB_DISABLE_TELEMETRY = True
     huggingface_hub.set_client_factory(_guarded(hub))
     api = huggingface_hub.HfApi(endpoint=hub.url, token=token or False)
     with hub_errors(ref, token is not None):
