@@ -251,6 +251,8 @@ def describe_files(files: ModelFiles) -> ModelSpec:
     from localrun.formats.read import read_header
     from localrun.models.describe import describe
 
+    if not files.weights:
+        raise HeaderError("weights", 0, "there are none", file=str(files.ref))
     for file in files.weights:
         if file.path is None or not file.path.exists():
             raise ModelNotFoundError(
