@@ -160,7 +160,37 @@ def _on_disk(text: str, here: Settings, quant: str | None) -> Found | None:
 
 def described(files: ModelFiles) -> Found:
     """What the headers of a model on disk say of it."""
-    return Found(str(files.ref), describe_files(files), files.format, files, "disk")
+    return Found(
+        ref=str(files.ref),
+        spec=describe_files(files),
+        format=files.format,
+        files=files,
+        place="disk",
+        chat_template=None if files.format == "gguf" else _template(files),
+    )
+
+
+def _template(files: ModelFiles) -> str | None:
+    """The template that lies beside safetensors files, as ``store.remote`` takes it from afar."""
+    from localrun.formats.reader import FileSource
+    from localrun.formats.strict_json import parse_object
+    from localrun.store.remote import TEMPLATE_BYTES_MAX
+
+    paths = {file.name.rpartition("/")[2]: file.path for file in files.files}
+    for name in ("chat_template.jinja", "tokenizer_config.json"):
+        path = paths.get(name)
+        if path is None or not path.is_file() or path.stat().st_size > TEMPLATE_BYTES_MAX:
+            continue
+        with FileSource(path) as source:
+            data = source.read(0, source.size)
+        if name.endswith(".jinja"):
+            return data.decode("utf-8", "replace")
+        try:
+            stated = parse_object(data, "tokenizer", 0).get("chat_template")
+        except HeaderError:
+            return None
+        return stated if isinstance(stated, str) else None
+    return None
 
 
 def _tagged(ref: HubRef | CatalogueRef, quant: str) -> HubRef | CatalogueRef:
