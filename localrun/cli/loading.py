@@ -254,13 +254,15 @@ def replan(prepared: Prepared, error: OutOfMemoryError) -> Prepared:
         OutOfMemoryError: ``error`` itself, where nothing smaller fits or the plan stays the same.
     """
     assert prepared.request is not None
-    budget = next((each for each in prepared.plan.budgets if each.tier == error.tier), None)
+    budgets = {each.tier: each for each in prepared.plan.budgets}
+    budget = budgets.get(error.tier) or budgets.get("unified")
     if budget is None:
         raise error
-    # What was held, and most of what was refused: how much of it there was nobody knows.
-    there = error.held_bytes + error.needed_bytes // 2 if error.needed_bytes else 0
-    limit = min(there or budget.total, budget.total * 7 // 8)
-    vram = error.tier.startswith("vram")
+    limit = budget.total * 7 // 8
+    if error.needed_bytes and budget.tier == error.tier:
+        # What was held, and half of what was refused: how much of it there was nobody knows.
+        limit = min(limit, error.held_bytes + error.needed_bytes // 2)
+    vram = budget.tier.startswith("vram")
     request = (
         replace(prepared.request, vram_bytes=limit)
         if vram
