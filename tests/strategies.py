@@ -150,7 +150,7 @@ def _cache_rows(draw: st.DrawFn, layers: int) -> CacheRows:
 
 
 @st.composite
-def specs(draw: st.DrawFn, *, largest: int = 36) -> ModelSpec:
+def specs(draw: st.DrawFn, *, largest: int = 32) -> ModelSpec:
     """Models as no one released them: any groups in any layers, no two of a kind in one."""
     layers = draw(st.integers(0, 6) | st.sampled_from([33, 128]))
     chosen: list[Group] = []
@@ -189,7 +189,7 @@ def specs(draw: st.DrawFn, *, largest: int = 36) -> ModelSpec:
         state_bytes=tuple(
             (layer, draw(sizes(30))) for layer in range(draw(st.integers(0, min(layers, 3))))
         ),
-        width=draw(st.sampled_from([0, 1, 64, 4096, 1 << 20])),
+        width=draw(st.sampled_from([0, 1, 64, 4096, 8192])),
         vocabulary=draw(st.sampled_from([0, 1, 32_000, 1 << 20])),
         heads=draw(st.sampled_from([0, 1, 32])),
         ffn_width=draw(st.sampled_from([0, 1024])),
@@ -205,14 +205,15 @@ def _speeds(low: float, high: float) -> st.SearchStrategy[Speed]:
 
 @st.composite
 def _tiers(draw: st.DrawFn, name: str, kind: TierKind, *, bits: int = 44) -> Tier:
-    capacity = draw(sizes(bits) | st.integers(1 << (bits - 14), 1 << bits))
+    capacity = draw(sizes(bits) | st.sampled_from([1 << bit for bit in range(31, bits)]))
+    speeds = {"disk": (0.1, 20.0), "ram": (5.0, 600.0)}.get(kind, (50.0, 8000.0))
     card = kind in ("vram", "unified")
     return Tier(
         name,
         kind,
         capacity,
         draw(st.sampled_from([capacity, capacity, capacity // 2, capacity // 9])),
-        draw(_speeds(0.1, 20.0) if kind == "disk" else _speeds(5.0, 8000.0)),
+        draw(_speeds(*speeds)),
         device=draw(st.sampled_from(["", "m1-max", "rtx-4090"])),
         flops=draw(st.none() | _speeds(0.1, 3000.0)) if card else None,
         link=draw(st.none() | _speeds(1.0, 100.0)) if kind == "vram" else None,
@@ -229,7 +230,7 @@ def machines(draw: st.DrawFn) -> Machine:
     else:
         tiers.append(draw(_tiers("unified", "unified")))
     reads = None
-    if draw(st.booleans()):
+    if draw(st.integers(0, 3)):
         tiers.append(draw(_tiers("disk", "disk", bits=50)))
         depths = st.sampled_from([1, 4, 16, 32, 64])
         reads = DiskReads(draw(st.dictionaries(depths, _speeds(1.0, 1e6), max_size=3)))
@@ -249,27 +250,25 @@ def machines(draw: st.DrawFn) -> Machine:
     )
 
 
+_ASKED: dict[str, st.SearchStrategy[Any]] = {
+    "n_ctx": st.integers(1, 1 << 20),
+    "kv_type": st.sampled_from(get_args(KvType)),
+    "threads": st.integers(1, 4),
+    "vram_bytes": sizes(),
+    "ram_bytes": sizes(),
+    "disk_read": st.integers(1, 1 << 36),
+    "parallel": st.sampled_from([3, 256]),
+    "workload": st.builds(Workload, sizes(16), st.integers(1, 4096), sizes(16)),
+    "ubatch": st.integers(1, 4096),
+    "gpu_layers": st.integers(0, 200),
+    "cpu_expert_layers": st.integers(0, 200),
+    "expert_cache_bytes": sizes(),
+    "engram": st.sampled_from(get_args(EngramPlace)),
+}
+
+
 @st.composite
 def requests(draw: st.DrawFn) -> PlanRequest:
-    """What a user may ask for, and some of what none may; most leave most of it out."""
-
-    def perhaps(values: st.SearchStrategy[Any]) -> Any:
-        return draw(values) if draw(st.integers(0, 9)) == 0 else None
-
-    tokens = sizes(16)
-    workload = Workload(draw(tokens), draw(st.integers(1, 4096)), draw(tokens))
-    return PlanRequest(
-        n_ctx=perhaps(st.integers(1, 1 << 20)),
-        kv_type=perhaps(st.sampled_from(get_args(KvType))),
-        threads=perhaps(st.integers(1, 4)),
-        vram_bytes=perhaps(sizes()),
-        ram_bytes=perhaps(sizes()),
-        disk_read=perhaps(st.integers(1, 1 << 36)),
-        parallel=draw(st.sampled_from([1, 1, 1, 3, 256])),
-        workload=workload if draw(st.booleans()) else Workload(),
-        ubatch=perhaps(st.integers(1, 4096)),
-        gpu_layers=perhaps(st.integers(0, 200)),
-        cpu_expert_layers=perhaps(st.integers(0, 200)),
-        expert_cache_bytes=perhaps(sizes()),
-        engram=perhaps(st.sampled_from(get_args(EngramPlace))),
-    )
+    """What a user may ask for, some of which no machine can do; most leave most of it out."""
+    fields = draw(st.lists(st.sampled_from(list(_ASKED)), unique=True, max_size=2))
+    return PlanRequest(**{name: draw(_ASKED[name]) for name in fields})

@@ -14,7 +14,7 @@ from functools import lru_cache
 COLD_SKEW = 0.9
 STEADY_SKEW = 1.3
 # Between the two, where nothing says what the session is like.
-TYPICAL_SKEW = 1.1
+TYPICAL_SKEW = 1.15
 
 
 def hit_rate(slots: float, count: int, used: int, skew: float) -> float:
@@ -68,15 +68,23 @@ def _time_to_hold(rates: list[float], slots: int) -> float:
 def picked(count: int, used: int, skew: float) -> tuple[float, ...]:
     """The probability that a token picks expert i of a layer, most picked first; sums to used.
 
-    None is picked twice by one token: what would pass 1 goes to the others.
+    None is picked twice by one token: drawn as often as i^-s says, again and again until ``used``
+    are, an expert is among them with 1 - e^(-c i^-s), for the c that makes those sum to ``used``.
     """
+    if used >= count:
+        return (1.0,) * count
     weights = [(i + 1) ** -skew for i in range(count)]
-    certain, total = 0, sum(weights)
-    while certain < used and weights[certain] / total * (used - certain) >= 1:
-        total -= weights[certain]
-        certain += 1
-    scale = (used - certain) / total if total > 0 else 0.0
-    return tuple(1.0 if i < certain else weight * scale for i, weight in enumerate(weights))
+    draws, exp = used / sum(weights), math.exp
+    # Newton's method: the sum grows with c ever more slowly, so each step stays left of it.
+    for _ in range(100):
+        left = [exp(-draws * weight) for weight in weights]
+        short = used - (count - sum(left))
+        if short < 1e-12 * used:
+            break
+        draws += short / sum(weight * rest for weight, rest in zip(weights, left, strict=True))
+    chances = [1 - exp(-draws * weight) for weight in weights]
+    scale = used / sum(chances)
+    return tuple(min(1.0, chance * scale) for chance in chances)
 
 
 @lru_cache(maxsize=4096)

@@ -22,7 +22,7 @@ from tests.planned import GIB, assert_sound, machine_of, source, spec_of
 from tests.strategies import machines, requests, specs
 
 BACKENDS = st.sampled_from(["llama.cpp", "torch"])
-RELEASED = names()
+RELEASED = names()[::4]
 
 
 def asked(
