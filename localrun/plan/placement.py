@@ -132,6 +132,7 @@ class Assignment:
     host_slots: int = 0
     disk_tables: int = 0
     fragments: float = 0.0
+    uploads: bool = True
 
     @property
     def loads(self) -> list[Load]:
@@ -202,7 +203,9 @@ def place(choice: Choice, stack: Stack, rooms: Rooms, engine: Engine) -> Assignm
     """Put every byte of ``stack`` somewhere; ``missing`` says where it is too much."""
     cards = [Load(room) for room in rooms.cards] if choice.card_layers > 0 else []
     host = Load(rooms.host) if rooms.host else None
-    made = Assignment(choice, stack, cards, host, rooms.disk, fragments=engine.fragments)
+    made = Assignment(
+        choice, stack, cards, host, rooms.disk, fragments=engine.fragments, uploads=engine.uploads
+    )
     first = 0
     if host is not None:
         whole = len(stack.layers) + 1
@@ -253,7 +256,7 @@ def _buffers(made: Assignment) -> None:
     if host is not None:
         alone = not made.cards or bool(host.layers)
         host.compute = buffers.process + (buffers.layers if alone else buffers.host)
-    copied = _largest_matrix(host) if host else 0
+    copied = _largest_matrix(host) if host and made.uploads else 0
     for load in made.cards:
         load.compute = buffers.card + copied
         if load.room.tier.kind == "vram" and load.room.tier.device != SIMULATED:

@@ -272,7 +272,7 @@ def chunk_terms(work: Chunk, rooms: Rooms, engine: Engine, fit: Constants) -> Te
         tier = rooms.cards[at].tier
         extra = host_parameters if uploads and at == 0 else 0.0
         share = 1 / len(work.card_parameters)
-        flops = work.tokens * (2 * (parameters + extra) + work.attention * share)
+        flops = work.tokens * (2 * (parameters + extra) + work.card_attention * share)
         unified = tier.kind == "unified"
         timed = tier.flops is not None and tier.flops.basis == "measured"
         peak = _peak(tier) * (1.0 if timed else fit.unified_mfu if unified else fit.gpu_mfu)
@@ -280,15 +280,16 @@ def chunk_terms(work: Chunk, rooms: Rooms, engine: Engine, fit: Constants) -> Te
         reading = size / (got * tier.read.value) / _MS
         apart = len(work.card_parameters) if engine.parallel_cards else 1
         parts[tier.name] = max(flops / (peak * 1e9), reading) / apart
-    if not uploads and rooms.host is not None and host_parameters:
-        attention = 0.0 if work.card_parameters else work.attention
-        flops = work.tokens * (2 * host_parameters + attention)
+    if uploads:
+        host_parameters = host_bytes = 0.0
+    if rooms.host is not None and (host_parameters or work.host_attention):
+        flops = work.tokens * (2 * host_parameters + work.host_attention)
         rate = host_rate(rooms.host.tier, rooms.machine.compute, engine, fit)
         gflops = _host_gflops(rooms.machine.compute, engine)
         parts["cpu"] = max(flops / (gflops * 1e6), host_bytes / rate / _MS)
     # Copies to a card run beside its computing: the next layer's while this one's is multiplied.
     copied = parts.get("upload", 0.0)
-    beside = min(copied, sum(parts.values()) - copied)
+    beside = min(copied, sum(parts.values()) - copied - parts.get("cpu", 0.0))
     computing = sum(parts.values()) - beside
     parts["step"] = constants.STEP_MS
     if work.streamed and rooms.disk is not None:

@@ -291,9 +291,11 @@ def _layered(base: Choice, task: Task) -> Iterator[Choice]:
 
 def _ends(start: Choice, task: Task) -> Iterator[Choice]:
     """All layers on cards with the fewest and the most experts left to the host; else the most
-    layers."""
+    layers. And none but the output layer, which no handover follows."""
     whole, routed = len(task.stack.layers) + 1, len(task.stack.routed)
     full = replace(start, card_layers=whole)
+    if start.kv_on_cards:
+        yield replace(start, card_layers=1)
     apart = _least(routed, lambda n: task.cards_fit(replace(full, host_experts=n)))
     if apart is None:
         bare = replace(start, host_experts=routed)

@@ -52,7 +52,8 @@ class Chunk:
     host_bytes: float
     streamed: float
     reads: int
-    attention: float
+    card_attention: float
+    host_attention: float
 
 
 def token(made: Assignment, skew: float) -> Token:
@@ -161,6 +162,7 @@ def chunk(
             host_bytes += layer.dense.read + picked
             streamed += picked * (1 - kept) if layer.index in slotted else 0.0
     reads = sum(table.table.rows_per_token * table.table.pieces for table in made.stack.tables)
+    attention = _attention(made, depth, layers)
     return Chunk(
         tokens,
         tuple(card_parameters),
@@ -169,7 +171,8 @@ def chunk(
         host_bytes,
         streamed,
         reads * tokens if made.disk_tables else 0,
-        _attention(made, depth, layers),
+        attention if made.cards and made.choice.kv_on_cards else 0.0,
+        0.0 if made.cards and made.choice.kv_on_cards else attention,
     )
 
 

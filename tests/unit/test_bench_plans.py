@@ -7,6 +7,7 @@ configurations, bytes those of the formats' blocks, in plain products.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -20,7 +21,7 @@ BENCH = str(Path(__file__).parents[2] / "bench")
 # The prompt of the planner's default workload: what a decoded token finds in the cache.
 DEPTH = 2048
 # Between mixed work and one long session (planner's documented skews 0.9 and 1.3).
-SKEW = 1.1
+SKEW = 1.15
 # Bytes a weight.
 BF16, F32, HALF = 2, 4, 2
 FP8_128 = 1 + 1 / 128**2  # one scale byte for a block of 128 x 128
@@ -148,15 +149,18 @@ ARITHMETIC: dict[str, tuple[Callable[[], tuple[float, float]], int, int, float]]
 
 
 def missed(slots: int, experts: int, picked: int) -> float:
-    """The share of picks that an LRU of ``slots`` does not hold, by Che's approximation: picks with
-    a probability of rank to the minus ``SKEW``, at most 1 each, and a time found by halving."""
+    """The share of picks that an LRU of ``slots`` does not hold, by Che's approximation: a token's
+    picks are drawn by rank to the minus ``SKEW`` until there are enough, which is a product of
+    chances not to be drawn; the number of draws and the time are found by halving."""
     if not 0 < slots < experts:
         return 0.0
     weights = [rank**-SKEW for rank in range(1, experts + 1)]
-    scale = picked / sum(weights)
-    for _ in range(200):  # what 1 cuts off goes to the others
-        scale *= picked / sum(min(1.0, scale * weight) for weight in weights)
-    odds = [min(1.0, scale * weight) for weight in weights]
+    few, many = 0.0, 1e9
+    for _ in range(200):
+        draws = (few + many) / 2
+        distinct = sum(1 - math.exp(-draws * weight) for weight in weights)
+        few, many = (draws, many) if distinct < picked else (few, draws)
+    odds = [1 - math.exp(-few * weight) for weight in weights]
     low, high = 0.0, 1e9
     for _ in range(200):
         time = (low + high) / 2

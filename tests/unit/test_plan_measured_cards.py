@@ -34,7 +34,7 @@ def terms(machine: Machine) -> tuple[dict[str, float], dict[str, float]]:
     found, name = rooms(machine, PlanRequest(), ENGINE, device=True), card(machine).name
     share = Share(name, Weights(wide=2e9, packed=6e9, parameters=13e9), kv=1e9, layers=1)
     token = Token((share,), None, 0, 0.0, 0.0, 0, 0, 0, 0, False)
-    chunk = Chunk(512, (13e9,), (8e9,), 0.0, 0.0, 0.0, 0, 0.0)
+    chunk = Chunk(512, (13e9,), (8e9,), 0.0, 0.0, 0.0, 0, 0.0, 0.0)
     return (
         dict(token_terms(token, found, ENGINE, FITTED).parts),
         dict(chunk_terms(chunk, found, ENGINE, FITTED).parts),
