@@ -3,7 +3,9 @@
 Few choices need weighing, because each is best at an end of what fits: for every micro-batch and
 place of the cache, as many layers on cards as fit with the fewest experts left to the host, no
 cards at all, or single experts in slots. A choice's time does not depend on the limits, so more
-memory never makes a plan slower.
+memory never makes a plan slower: exactly so on one card or several alike. Where the host reads many
+times faster than the cards, a count between the ends may be the best and is not looked for; over
+cards of different speeds, layers are whole, so a rest smaller than one may lie where it is slower.
 """
 
 from __future__ import annotations
