@@ -229,7 +229,7 @@ def join_shards(parts: Sequence[Header], index: Mapping[str, str] | None = None)
                     shown(tensor.name), tensor.offset, f"is in {other} too", file=file
                 )
             files[tensor.name] = file
-            tensors.append(tensor._replace(file=number) if number else tensor)
+            tensors.append(TensorInfo(*tensor[:5], number) if number else tensor)
     if index is not None and index != files:
         odd = min(key for key, _ in index.items() ^ files.items())
         where = files.get(odd, "in no file")
