@@ -307,8 +307,9 @@ def _compute(spec: ModelSpec, execution: Execution, seats: Seats, uploaded: int)
     if flash and execution.kv_type == "f32":
         # Flash attention reads 16-bit numbers: one layer's are converted at a time.
         body += cells(n_ctx) * _elements(spec) * _HALF
-    last = tokens * _head_bytes(spec, mask) if head == "ram" else 0
-    if last and (not flash or execution.kv_type in ("q8_0", "q4_0")):
+    rotated = execution.kv_type in ("q8_0", "q4_0")
+    last = tokens * _head_bytes(spec, mask, rotated=rotated) if head == "ram" else 0
+    if last and (not flash or rotated):
         last += tokens * spec.width * _FLOAT
     found["ram"] = int(max(body, last)) + tokens * _INPUTS
     return found
@@ -319,12 +320,14 @@ def _states(spec: ModelSpec, sequences: int = SEQUENCES) -> int:
     return sequences * max((size for _, size in spec.state_bytes), default=0)
 
 
-def _head_bytes(spec: ModelSpec, mask: int) -> int:
+def _head_bytes(spec: ModelSpec, mask: int, *, rotated: bool = False) -> int:
     """Of one token: its logits, and what lives beside them."""
     row = spec.width * _FLOAT
     # The place that a mask has left may be too large for one row and too small for two; whether
-    # the allocator then takes the logits past it hangs on the order of the nodes.
-    hole = _masks(spec) * mask + 2 * row if row <= mask < 2 * row else 0
+    # the allocator then takes the logits past it hangs on the order of the nodes. Rows that are
+    # rotated for a quantized cache leave such places from half a row on.
+    least = row // 2 if rotated else row
+    hole = _masks(spec) * mask + 2 * row if least <= mask < 2 * row else 0
     return vocabulary(spec) * _FLOAT + _HEAD_ROWS * row + hole
 
 

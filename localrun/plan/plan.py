@@ -12,7 +12,7 @@ from typing import Literal
 
 from localrun.errors import UsageError
 
-PLAN_VERSION = 2
+PLAN_VERSION = 1
 KvType = Literal["f16", "bf16", "f32", "q8_0", "q4_0", "native"]
 EngramPlace = Literal["ram", "disk", "vram", "unified"]
 
