@@ -76,7 +76,7 @@ def _assert_executable(made: Plan, spec: ModelSpec) -> None:
     cards = [budget for budget in made.budgets if budget.tier.startswith("vram")]
     if told.tensor_split:
         assert len(told.tensor_split) == len(cards)
-        assert sum(told.tensor_split) > 0
+        assert sum(told.tensor_split) == told.gpu_layers
     assert told.slots_per_layer >= 0
 
 

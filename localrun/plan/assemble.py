@@ -132,7 +132,7 @@ def execution(
     made, choice = found.assignment, found.assignment.choice
     threads = request.threads or max(1, min(machine.cpu.usable, machine.cpu.cores))
     # The head is one more layer of the card it is on.
-    split = [float(len(load.layers) + bool(load.head.tensors)) for load in made.cards]
+    split = [float(len(load.layers) + load.output) for load in made.cards]
     return Execution(
         n_ctx=choice.n_ctx,
         ubatch=choice.ubatch,
@@ -200,7 +200,7 @@ def _dense(load: Load, made: Assignment) -> list[Placement]:
     for group in made.stack.spec.groups:
         outside = group.kind == "head" or group.layer not in inside
         if outside and group.kind not in _APART:
-            here = bool(load.head.tensors)
+            here = load.output
         else:
             here = group.layer in mine and group.kind not in _APART and group.experts is None
         if here:

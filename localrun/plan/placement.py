@@ -54,11 +54,13 @@ class Choice:
 class Load:
     """What one tier holds. ``layers`` are computed from here, ``experts`` are those whose experts
     lie here ``whole``, ``single`` the experts that its other layers pick from, ``cache`` bytes of
-    slots, ``extras`` what decoding does not read, ``copies`` what lies elsewhere too."""
+    slots, ``extras`` what decoding does not read, ``copies`` what lies elsewhere too. ``output`` is
+    true where the output layer is, whether or not it has tensors of its own."""
 
     room: Room
     layers: Sequence[Layer] = ()
     experts: Sequence[Layer] = ()
+    output: bool = False
     head: Weights = NONE
     dense: Weights = NONE
     whole: Weights = NONE
@@ -332,7 +334,7 @@ def _head_bytes(made: Assignment) -> int:
 
 def _take_head(made: Assignment, last: Load) -> None:
     stack, buffers = made.stack, made.choice.buffers
-    last.head = stack.head
+    last.output, last.head = True, stack.head
     if stack.tied:
         # The table is read whole for the logits, and a second time in memory if it is elsewhere.
         last.head += replace(stack.embedding, bytes=0, tensors=0)
