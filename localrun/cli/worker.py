@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import select
 import signal
 import socket
 import sys
@@ -42,14 +43,31 @@ def main(arguments: list[str]) -> int:
     with socket.socket(fileno=int(arguments[0])) as channel:
         incoming, outgoing = channel.makefile("rb"), channel.makefile("wb")
         with incoming:
+            loaded = _end_with_parent(channel)
             try:
-                return _serve(incoming, outgoing)
+                return _serve(incoming, outgoing, loaded)
             finally:
                 _end_within(CLOSING_S)
                 _close_quietly(outgoing)
 
 
-def _serve(incoming: BinaryIO, outgoing: BinaryIO) -> int:
+def _end_with_parent(channel: socket.socket) -> threading.Event:
+    """Until the event is set, end as soon as the parent's end closes: a load reads no frames, and
+    one that hangs in native code would outlive whoever asked for it."""
+    loaded = threading.Event()
+    watch = select.poll()
+    watch.register(channel, getattr(select, "POLLRDHUP", 0))  # a hang-up is always reported
+
+    def wait() -> None:
+        watch.poll()
+        if not loaded.is_set():
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+    return loaded
+
+
+def _serve(incoming: BinaryIO, outgoing: BinaryIO, loaded: threading.Event) -> int:
     reply = Replies(outgoing)
     first = frames.read_frame(incoming)
     if first is None:
@@ -58,6 +76,7 @@ def _serve(incoming: BinaryIO, outgoing: BinaryIO) -> int:
         plan = Plan.from_json(first["plan"])
         threads = ThreadRange(plan.execution.threads, plan.execution.threads_max)
         engine = Engine(load(first["loader"], plan), threads=threads)
+        loaded.set()
     except LocalrunError as error:
         reply.send({"type": "failed", "error": frames.error_fields(error)})
         return 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -14,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from localrun.engine import frames
 from localrun.engine.child import LOG_BYTES_MAX, Child, _open_log
 from localrun.engine.mailbox import Mailbox
 from localrun.engine.process import EngineProcess
@@ -239,6 +241,24 @@ async def test_a_load_that_takes_too_long_is_ended() -> None:
             chat_template=None,
             load_timeout_s=0.05,
         )
+
+
+def test_a_child_that_loads_ends_when_its_parent_is_gone() -> None:
+    """A load that hangs in native code reads no frames and hears no goodbye."""
+    here, there = socket.socketpair()
+    with here, there:
+        command = [sys.executable, "-P", "-m", "localrun.cli.worker", str(there.fileno())]
+        child = subprocess.Popen(command, pass_fds=[there.fileno()])
+        there.close()
+        first = {"type": "load", "plan": plan("any").to_json()}
+        here.sendall(frames.pack(first | {"loader": "tests.engine_child:never"}))
+        with pytest.raises(subprocess.TimeoutExpired):
+            child.wait(timeout=1)
+    try:
+        assert child.wait(timeout=30) == 1
+    finally:
+        child.kill()
+        child.wait()
 
 
 async def test_after_close_nothing_is_left_and_requests_are_refused(home: Path) -> None:
