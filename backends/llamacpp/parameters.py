@@ -102,8 +102,9 @@ def _context(execution: Execution) -> llama.llama_context_params:
         )
     sequences = max(SEQUENCES, execution.parallel)
     context: llama.llama_context_params = llama.llama_context_default_params()
-    # One that cannot hold a token of each sequence ends the process; the runner counts to n_ctx.
-    context.n_ctx = max(execution.n_ctx, sequences)
+    # One that cannot hold a token of each sequence ends the process; the runner counts to n_ctx
+    # for each of those that the plan has room for.
+    context.n_ctx = max(execution.n_ctx * execution.parallel, sequences)
     context.n_batch = context.n_ubatch = max(execution.ubatch, sequences)
     context.n_seq_max = sequences
     context.kv_unified = True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from localrun.hardware.machine import Machine
 from localrun.models.spec import Group, ModelSpec
@@ -240,7 +239,7 @@ def _budgets(found: Solution, spec: ModelSpec, told: Execution) -> tuple[Budget,
     if not found.engine.cells or found.rooms.unified:
         return tuple(load.budget() for load in loads.values())
     # All sequences share one cache.
-    held = llamacpp_memory(spec, replace(told, n_ctx=told.n_ctx * told.parallel))
+    held = llamacpp_memory(spec, told)
     mapped = found.assignment.disk_tables
     return tuple(
         loads[name].budget()

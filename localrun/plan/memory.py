@@ -275,7 +275,9 @@ def kv_by_layer(spec: ModelSpec, n_ctx: int, kv_type: KvType, parallel: int) -> 
 
 
 def _kv_by_layer(spec: ModelSpec, execution: Execution) -> dict[int, int]:
-    return kv_by_layer(spec, execution.n_ctx, execution.kv_type, execution.parallel)
+    return kv_by_layer(
+        spec, (execution.n_ctx * execution.parallel), execution.kv_type, execution.parallel
+    )
 
 
 def _kv(spec: ModelSpec, execution: Execution, seats: Seats) -> dict[str, int]:
@@ -288,7 +290,7 @@ def _kv(spec: ModelSpec, execution: Execution, seats: Seats) -> dict[str, int]:
 
 def _compute(spec: ModelSpec, execution: Execution, seats: Seats, uploaded: int) -> dict[str, int]:
     """By tier. A device's figures are those of ``device_compute_bytes``."""
-    n_ctx = max(execution.n_ctx, _sequences(execution))
+    n_ctx = max(execution.n_ctx * execution.parallel, _sequences(execution))
     tokens = min(n_ctx, max(execution.ubatch, _sequences(execution)))
     head = seats.layer(spec.layers)
     found = {

@@ -114,6 +114,18 @@ def test_a_plan_gets_the_sequences_it_asks_for(model: Path, parallel: int, seque
     runner.close()
 
 
+def test_each_of_a_plans_sequences_has_the_whole_context(model: Path) -> None:
+    from localrun.backends.llamacpp.backend import load
+
+    def kv(parallel: int) -> int:
+        runner = load(bare_plan(replace(PLAIN, parallel=parallel), [str(model)]))
+        held = runner.stats().memory_parts["ram"]["kv"]
+        runner.close()
+        return held
+
+    assert kv(3) == 3 * kv(1)
+
+
 def test_parameters_are_the_plans() -> None:
     from localrun.backends.llamacpp.parameters import parameters, printed
 

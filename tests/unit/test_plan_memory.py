@@ -138,7 +138,7 @@ def test_fixed_states_are_kept_for_every_sequence() -> None:
     spec = replace(_spec(CacheRows("full", (0,), 256)), state_bytes=((1, 5000), (2, 5000)))
     rows = 4096 * 256 * 2
     assert llamacpp_kv_bytes(spec, RAM) == rows + 4 * 10_000
-    assert llamacpp_kv_bytes(spec, replace(RAM, parallel=6)) == rows + 6 * 10_000
+    assert llamacpp_kv_bytes(spec, replace(RAM, parallel=6)) == 6 * (rows + 10_000)
 
 
 def test_repacked_weights_leave_their_place_in_the_file_unused(tmp_path: Path) -> None:
