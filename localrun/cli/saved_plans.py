@@ -6,6 +6,7 @@ written it for another model.
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,8 +15,8 @@ from localrun.cli.loading import Prepared, find, source_of
 from localrun.cli.lookup import described
 from localrun.cli.machines import this_machine
 from localrun.config import Settings, settings
-from localrun.errors import UsageError
-from localrun.plan.plan import Plan
+from localrun.errors import DoesNotFitError, UsageError
+from localrun.plan.plan import Execution, Plan
 
 if TYPE_CHECKING:
     from localrun.cli.lookup import Found
@@ -23,6 +24,14 @@ if TYPE_CHECKING:
 
 _MOST_N_CTX = 1 << 31
 _MOST_LAYERS = 1 << 20
+_MOST_UBATCH = 1 << 20
+_MOST_OVERRIDES = 256
+_LONGEST_OVERRIDE = 4096
+# llama.cpp searches every tensor's name with them and goes back over each repeat: a group that
+# repeats takes it hours, a few plain repeats nothing.
+_REPEATED_GROUP = re.compile(r"\)[*+?{]")
+_REPEAT = re.compile(r"[*+{]")
+_MOST_REPEATS = 3
 
 
 def prepare_saved(text: str, path: Path, here: Settings | None = None) -> Prepared:
@@ -41,6 +50,8 @@ def prepare_saved(text: str, path: Path, here: Settings | None = None) -> Prepar
     _same_model(saved, found, text, path)
     machine = this_machine(here)[0]
     _executable(saved, machine, path)
+    _overrides_meant(saved.execution, path)
+    _has_room(saved.execution, found, machine, path)
     model = replace(saved.model, ref=found.ref, files=source_of(found, ()).files)
     return Prepared(found, replace(saved, model=model), loader(saved.backend), None, machine)
 
@@ -78,7 +89,6 @@ def _same_model(saved: Plan, found: Found, text: str, path: Path) -> None:
 def _executable(saved: Plan, machine: Machine, path: Path) -> None:
     """Hold what a runner would otherwise find out after the load, or not at all."""
     from localrun.backends import registry
-    from localrun.hardware.profiles import MOST_CORES
     from localrun.plan.engines import engine
 
     if not saved.fits:
@@ -95,11 +105,12 @@ def _executable(saved: Plan, machine: Machine, path: Path) -> None:
             f"--plan {path}: execution.kv_type is native, which {saved.backend} does not store",
             hint="plan again with --kv-type",
         )
-    cores = max(MOST_CORES, machine.cpu.logical)  # it may be for a machine with more
+    # Threads without a core wait for each other by turning: the answer would never come.
+    cores = max(1, machine.cpu.logical)
     bounds = (
         ("n_ctx", told.n_ctx, 1, _MOST_N_CTX),
         ("parallel", told.parallel, 1, 256),
-        ("ubatch", told.ubatch, 1, max(1, told.n_ctx * told.parallel)),
+        ("ubatch", told.ubatch, 1, min(_MOST_UBATCH, max(1, told.n_ctx * told.parallel))),
         ("threads", told.threads, 1, cores),
         ("threads_max", told.threads_max, told.threads, cores),
         ("gpu_layers", told.gpu_layers, 0, _MOST_LAYERS),
@@ -111,3 +122,52 @@ def _executable(saved: Plan, machine: Machine, path: Path) -> None:
                 f"--plan {path}: execution.{field} is {value}, from {least} to {most} is possible",
                 hint="plan again, with a flag for what should be different",
             )
+
+
+def _overrides_meant(told: Execution, path: Path) -> None:
+    """Hold expressions that the runner's library would refuse, or search for without end."""
+    if len(told.tensor_overrides) > _MOST_OVERRIDES:
+        raise UsageError(
+            f"--plan {path}: execution.tensor_overrides has {len(told.tensor_overrides)} pairs, "
+            f"{_MOST_OVERRIDES} are most"
+        )
+    for at, (pattern, _) in enumerate(told.tensor_overrides):
+        problem = _problem(pattern)
+        if problem:
+            raise UsageError(
+                f"--plan {path}: execution.tensor_overrides.{at}: {problem}",
+                hint=r"such as blk\.(30|31)\.ffn_(gate|up|down)_exps",
+            )
+
+
+def _problem(pattern: str) -> str:
+    if len(pattern) > _LONGEST_OVERRIDE or not pattern.isprintable():
+        return f"not a line of at most {_LONGEST_OVERRIDE} characters"
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        return f"{pattern[:80]!r} is no regular expression ({error})"
+    if _REPEATED_GROUP.search(pattern) or len(_REPEAT.findall(pattern)) > _MOST_REPEATS:
+        return f"{pattern[:80]!r} repeats a group, or more than {_MOST_REPEATS} times"
+    return ""
+
+
+def _has_room(told: Execution, found: Found, machine: Machine, path: Path) -> None:
+    """Refuse a cache and buffers larger than all memory before anybody asks the system for them.
+
+    Raises:
+        DoesNotFitError: weights left aside, which may be mapped.
+    """
+    from localrun.plan.memory import llamacpp_memory
+
+    parts = llamacpp_memory(found.spec, replace(told, n_ctx=told.n_ctx * told.parallel)).values()
+    needed = sum(part.needed - part.weights for part in parts)
+    there = sum(tier.capacity_bytes for tier in machine.tiers if tier.kind != "disk")
+    if needed > there:
+        raise DoesNotFitError(
+            f"--plan {path}: execution.n_ctx {told.n_ctx} and ubatch {told.ubatch} take "
+            f"{needed / (1 << 30):.1f} GiB beside the weights, the machine has "
+            f"{there / (1 << 30):.1f} GiB",
+            hint="plan again within what there is",
+            shortfall={"ram": needed - there},
+        )

@@ -143,6 +143,22 @@ REFUSED: dict[str, tuple[Change, str]] = {
         lambda plan: plan["execution"].update(threads_max=100_000),
         "execution.threads_max is 100000",
     ),
+    "threads that no core runs": (
+        lambda plan: plan["execution"].update(threads=1000, threads_max=1000),
+        "execution.threads is 1000",
+    ),
+    "a micro-batch beyond any": (
+        lambda plan: plan["execution"].update(n_ctx=1 << 31, ubatch=10**9),
+        "execution.ubatch is 1000000000, from 1 to 1048576",
+    ),
+    "an expression that is none": (
+        lambda plan: plan["execution"].update(tensor_overrides=[["blk.(", "ram"]]),
+        "execution.tensor_overrides.0: 'blk.(' is no regular expression",
+    ),
+    "an expression without end": (
+        lambda plan: plan["execution"].update(tensor_overrides=[["(([a-z0-9_.]+)+)+!", "ram"]]),
+        "execution.tensor_overrides.0: '(([a-z0-9_.]+)+)+!' repeats a group",
+    ),
     "no sequences": (lambda plan: plan["execution"].update(parallel=0), "execution.parallel is 0"),
     "fewer than no layers": (
         lambda plan: plan["execution"].update(gpu_layers=-1),
@@ -164,6 +180,17 @@ def test_a_plan_that_was_changed_is_refused_by_the_field(
     assert error.startswith(f"error: --plan {path}: ")
     assert said in error
     assert hint.startswith("hint: ")
+
+
+def test_a_cache_larger_than_all_memory_is_refused_before_it_is_asked_for(
+    localrun: Runner, smollm2_path: Path, saved: Path
+) -> None:
+    path = edited(saved, lambda plan: plan["execution"].update(n_ctx=(1 << 31) - 1))
+
+    ran = localrun("run", str(smollm2_path), "hi", "--plan", str(path))
+
+    assert (ran.code, ran.out) == (4, "")
+    assert f"--plan {path}: execution.n_ctx 2147483647" in ran.err
 
 
 DAMAGED = {
