@@ -68,6 +68,9 @@ _MOST = {
     "iops": 1e9,
     "capacity_gb": 1e7,
 }
+# Less is a slip in the unit: bytes or megabytes where gigabytes belong. Speeds of it are no
+# numbers any more.
+_LEAST = {"bandwidth_gbps": 0.1, "fp16_tflops": 1e-3, "link_gbps": 1e-3, "read_gbps": 1e-3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,8 +229,10 @@ def _stated(path: Path, value: float) -> Speed:
 
 def _check(path: Path, section: str, **values: float | None) -> None:
     for key, value in values.items():
-        if value is not None and not 0 < value <= _MOST[key]:
-            raise _refused(path, f"{section}.{key}", f"{value:g}, not above 0 to {_MOST[key]:g}")
+        least, most = _LEAST.get(key, 0), _MOST[key]
+        if value is not None and not (value > 0 and least <= value <= most):
+            bounds = f"from {least:g}" if least else "above 0"
+            raise _refused(path, f"{section}.{key}", f"{value:g}, not {bounds} to {most:g}")
 
 
 def _parse(path: Path) -> _File:
@@ -238,14 +243,15 @@ def _parse(path: Path) -> _File:
             text = file.read(_LARGEST_FILE + 1)
         if len(text) > _LARGEST_FILE:
             raise UsageError(f"{path}: more than {_LARGEST_FILE} bytes, no machine", hint=_HINT)
-        document = tomllib.loads(text.decode("utf-8"))
+        # As JSON, because strict values are read from nothing else; a date becomes a text there.
+        document = json.dumps(tomllib.loads(text.decode("utf-8")), default=str)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}", hint=_HINT) from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    # ValueError: also an integer with more digits than are ever written out.
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not TOML ({error})", hint=_HINT) from error
     try:
-        # As JSON, because strict values are read from nothing else; a date becomes a text there.
-        return _adapter().validate_json(json.dumps(document, default=str))
+        return _adapter().validate_json(document)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise _refused(path, _key(first["loc"]), _said(first)) from error

@@ -117,6 +117,13 @@ BAD = {
     "not_toml": ("gb == 3", "not TOML"),
     "not_text": ("\x00", "not TOML"),
     "twice": (RAM + RAM, "not TOML"),
+    "deep_keys": (".".join("a" * 3000) + " = 1\n" + RAM + CPU, "not TOML"),
+    "endless_digits": (f"[ram]\ngb = {'9' * 5000}\n" + CPU, "not TOML"),
+    "no_speed_to_speak_of": (
+        "[ram]\ngb = 64\nbandwidth_gbps = 1e-300\n" + CPU,
+        "ram.bandwidth_gbps: 1e-300",
+    ),
+    "a_disk_that_stands": (RAM + CPU + "[disk]\nread_gbps = 1e-300\n", "disk.read_gbps: 1e-300"),
     "endless": ("#" * (1 << 21), "more than"),
 }
 
