@@ -38,7 +38,8 @@ def _where(found: Solution) -> str:
     host = made.host
     if host is not None and (host.layers or host.experts or host.cache):
         return "split over GPU and CPU" if host.layers else "with experts in RAM"
-    return "from GPU memory" if len(made.cards) == 1 else f"over {len(made.cards)} GPUs"
+    busy = sum(not load.idle for load in made.cards)
+    return f"over {busy} GPUs" if busy > 1 else "from GPU memory"
 
 
 def _number(value: float) -> str:

@@ -50,6 +50,12 @@ def _model(spec: ModelSpec, found: Solution) -> Iterator[str]:
     n_ctx = found.assignment.choice.n_ctx
     if spec.n_ctx_train and n_ctx > spec.n_ctx_train:
         yield f"context {n_ctx} is longer than the {spec.n_ctx_train} the model was trained for"
+    flow = found.task.request.workload
+    if flow.depth + flow.prompt + flow.output > n_ctx:
+        yield (
+            f"the speeds are for {flow.prompt} tokens in and {flow.output} out, more than a "
+            f"context of {n_ctx} holds: --workload P:N asks for others"
+        )
     if spec.guessed:
         yield (
             f"architecture {spec.architecture!r} is not known: its tensors were grouped by name, "
@@ -70,8 +76,9 @@ def _split(found: Solution, prediction: Prediction) -> Iterator[str]:
     if total and host / total > _MOST:
         apart = len(made.host.layers) or len(made.host.experts) or len(made.slotted)
         what = "layers" if made.host.layers else "layers' experts"
+        stays = f"{apart} of {len(made.stack.layers)} {what} stay" if apart else "the cache stays"
         yield (
-            f"{apart} of {len(made.stack.layers)} {what} stay with the CPU and take "
+            f"{stays} with the CPU and take{'' if apart else 's'} "
             f"{host / total:.0%} of a token's time: the model is larger than the GPU's memory"
         )
 

@@ -247,3 +247,19 @@ def test_what_was_lacking_is_enough_when_it_is_given() -> None:
     refused = shortfall(spec, CPU, asked, "llama.cpp")
     given = replace(asked, ram_bytes=10 * GIB + refused.shortfall["ram"])
     assert_sound(plan(spec, machine_of(CPU), given, source()), spec)
+
+
+def test_speeds_for_more_than_the_context_holds_are_told() -> None:
+    small = planned("qwen3-8b", "cpu:16+ddr5-5600x2:64+nvme4", PlanRequest(n_ctx=512))
+    large = planned("qwen3-8b", "cpu:16+ddr5-5600x2:64+nvme4", PlanRequest(n_ctx=4096))
+
+    assert any("more than a context of 512 holds" in warning for warning in small.warnings)
+    assert not any("more than a context" in warning for warning in large.warnings)
+
+
+def test_cards_that_hold_nothing_are_not_counted() -> None:
+    made = planned("deepseek-v2-lite", "8xh100-sxm-80gb+ddr5-4800x12:1024", backend="torch")
+    busy = sum(budget.total > 0 for budget in made.budgets if budget.tier.startswith("vram"))
+
+    assert busy < 8
+    assert f"over {busy} GPUs" in made.verdict if busy > 1 else "from GPU memory" in made.verdict
