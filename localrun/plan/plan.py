@@ -120,7 +120,8 @@ class PlannedMachine:
 class Execution:
     """Parameters a runner is loaded with.
 
-    ``n_ctx`` is the context of each of ``parallel`` sequences. ``threads`` is where the engine starts, ``threads_max`` how far its measurements may raise it.
+    ``n_ctx`` is the context of each of ``parallel`` sequences. ``threads`` is where the engine
+    starts, ``threads_max`` how far its measurements may raise it.
     ``gpu_layers`` counts layers on devices, the output head being one more. ``tensor_overrides``
     are (regular expression over tensor names, tier) pairs, the first that matches decides;
     ``tensor_split`` is the share of the offloaded layers by device. ``slots_per_layer`` counts the
