@@ -49,6 +49,10 @@ def check(request: PlanRequest, machine: Machine, spec: ModelSpec) -> None:
     Raises:
         PlanRequestError: names the flag.
     """
+    if spec.tensor_bytes <= 0:
+        raise PlanRequestError(
+            "the model's files hold no weights", hint="get the files again, all of them"
+        )
     flow = request.workload
     bounds: tuple[tuple[str, int | None, int, int], ...] = (
         ("--ctx", request.n_ctx, 1, MOST_N_CTX),

@@ -263,3 +263,10 @@ def test_cards_that_hold_nothing_are_not_counted() -> None:
 
     assert busy < 8
     assert f"over {busy} GPUs" in made.verdict if busy > 1 else "from GPU memory" in made.verdict
+
+
+def test_files_without_weights_are_no_model_to_plan() -> None:
+    spec = replace(spec_of("qwen3-4b"), groups=(), tensor_bytes=0, tensors=0)
+
+    with pytest.raises(PlanRequestError, match="hold no weights"):
+        plan(spec, machine_of("m4-max-128"), PlanRequest(), source())
