@@ -68,7 +68,12 @@ def token_terms(
     """The time of one decoded token."""
     parts: dict[str, float] = {}
     for at, share in enumerate(work.cards):
-        _card(parts, share, rooms.cards[at].tier, fit)
+        if rooms.cards[at].tier.device == SIMULATED:
+            rate = _rate(rooms, engine, fit, threads)
+            parts[f"{share.tier} weights"] = share.weights.read / rate / _MS
+            parts[f"{share.tier} kv"] = share.kv / rate / _MS
+        else:
+            _card(parts, share, rooms.cards[at].tier, fit)
     if engine.parallel_cards and len(work.cards) > 1:
         parts = {name: time / len(work.cards) for name, time in parts.items()}
         layers = sum(share.layers for share in work.cards)
@@ -89,6 +94,12 @@ def token_terms(
     if disk > 0:
         parts["disk"] = disk
     return Terms(parts, _overlap(engine, rooms) * min(disk, computing))
+
+
+def _rate(rooms: Rooms, engine: Engine, fit: Constants, threads: int | None = None) -> float:
+    """GB/s of the host's kernels, which a simulated card computes with too."""
+    assert rooms.host is not None
+    return host_rate(rooms.host.tier, rooms.machine.compute, engine, fit, threads)
 
 
 def _overlap(engine: Engine, rooms: Rooms) -> float:
@@ -143,7 +154,9 @@ def _host(
     tier = rooms.host.tier
     rate = host_rate(tier, rooms.machine.compute, engine, fit, threads)
     stream = _stream(tier)
-    if engine.experts == "slots" and engine.uploads and work.cards and work.host.weights.read:
+    simulated = any(room.tier.device == SIMULATED for room in rooms.cards)
+    arms = engine.experts == "slots" and engine.uploads and bool(work.cards) and not simulated
+    if arms and work.host.weights.read:
         # Both arms work on the missed experts and finish together; both read the same memory.
         rate = max(rate, min(stream, rate + _link(rooms)))
     if work.host.weights.read:
@@ -263,7 +276,8 @@ def chunk_terms(work: Chunk, rooms: Rooms, engine: Engine, fit: Constants) -> Te
     """The time of one chunk of prompt: each device the longer of computing and reading."""
     parts: dict[str, float] = {}
     host_parameters, host_bytes = work.host_parameters, work.host_bytes
-    uploads = engine.uploads and bool(work.card_parameters) and host_bytes > 0
+    simulated = any(room.tier.device == SIMULATED for room in rooms.cards)
+    uploads = engine.uploads and bool(work.card_parameters) and host_bytes > 0 and not simulated
     if uploads:
         parts["upload"] = host_bytes / _link(rooms) / _MS
     for at, (parameters, size) in enumerate(
@@ -278,13 +292,16 @@ def chunk_terms(work: Chunk, rooms: Rooms, engine: Engine, fit: Constants) -> Te
         peak = _peak(tier) * (1.0 if timed else fit.unified_mfu if unified else fit.gpu_mfu)
         got = _got(tier, fit.unified if unified else fit.gpu_packed)
         reading = size / (got * tier.read.value) / _MS
+        if simulated:
+            peak = _host_gflops(rooms.machine.compute, engine) / 1e3
+            reading = size / _rate(rooms, engine, fit) / _MS
         apart = len(work.card_parameters) if engine.parallel_cards else 1
         parts[tier.name] = max(flops / (peak * 1e9), reading) / apart
     if uploads:
         host_parameters = host_bytes = 0.0
     if rooms.host is not None and (host_parameters or work.host_attention):
         flops = work.tokens * (2 * host_parameters + work.host_attention)
-        rate = host_rate(rooms.host.tier, rooms.machine.compute, engine, fit)
+        rate = _rate(rooms, engine, fit)
         gflops = _host_gflops(rooms.machine.compute, engine)
         parts["cpu"] = max(flops / (gflops * 1e6), host_bytes / rate / _MS)
     # Copies to a card run beside its computing: the next layer's while this one's is multiplied.

@@ -33,11 +33,15 @@ def what_if(
     choice, request = found.assignment.choice, found.task.request
     fixed = replace(request, ubatch=choice.ubatch, n_ctx=choice.n_ctx, kv_type=choice.kv_type)
     only = replace(source, candidates=(found.candidate,))
+    present = round(1e3 / found.task.token_ms(found.assignment), 3)
     answers = []
     for change, other_spec, other_machine, other_request in _changes(found, spec, machine, fixed):
         better, _ = search(other_spec, other_machine, other_request, only, found.task.fit)
         if better is not None:
-            answers.append(WhatIf(change, round(1e3 / better.task.token_ms(better.assignment), 3)))
+            tps = round(1e3 / better.task.token_ms(better.assignment), 3)
+            # A change may serve the prompt at the cost of the answer: that is no advice on it.
+            if tps >= present:
+                answers.append(WhatIf(change, tps))
     return tuple(answers)
 
 
