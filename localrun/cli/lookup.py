@@ -104,7 +104,10 @@ def _configuration(text: str) -> Path | None:
         return path
     config = path / _CONFIG
     if path.is_dir() and config.is_file():
-        weights = any(entry.suffix.lower() in (".safetensors", ".gguf") for entry in path.iterdir())
+        from localrun.formats.read import PICKLE_SUFFIXES
+
+        kinds = (".safetensors", ".gguf", *PICKLE_SUFFIXES)
+        weights = any(entry.suffix.lower() in kinds for entry in path.iterdir())
         return None if weights else config
     return None
 

@@ -164,7 +164,8 @@ def test_only_the_wheel_reader_opens_archives() -> None:
 
 
 # hub_layout.py is layout.py's part for the shared cache. The functions below join names that came
-# from the disk itself, names that are compared and never opened, and our own data file's.
+# from the disk itself, names that are compared and never opened, our own data file's, and digests
+# that were made here of what a hub said.
 JOINERS = {"layout.py", "hub_layout.py"}
 JOINS = {
     ("hub_cache.py", "_blob"),
@@ -173,6 +174,9 @@ JOINS = {
     ("download_partial.py", "_own_name"),
     ("catalogue.py", "entries"),
     ("pip_source.py", "_wheel_bytes"),
+    ("remote_cache.py", "of"),
+    ("remote_cache.py", "get"),
+    ("remote_cache.py", "keep"),
 }
 
 

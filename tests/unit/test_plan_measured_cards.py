@@ -11,7 +11,7 @@ from localrun.hardware.profiles import named
 from localrun.plan.constants import FITTED
 from localrun.plan.engines import engine
 from localrun.plan.plan import PlanRequest
-from localrun.plan.predict import chunk_terms, token_terms
+from localrun.plan.predict import chunk_terms, host_rate, token_terms
 from localrun.plan.rooms import SIMULATED, rooms
 from localrun.plan.stack import Weights
 from localrun.plan.work import Chunk, Share, Token
@@ -68,12 +68,14 @@ def test_of_a_data_sheets_figures_a_card_gets_its_share(kind: str) -> None:
     assert chunk[tier.name] > 512 * 2 * 13e9 / 10e12 * 1e3 / 0.9
 
 
-def test_a_card_that_is_simulated_in_measured_memory_is_no_measured_card() -> None:
+def test_a_card_that_is_simulated_computes_as_its_host_does() -> None:
     machine = named(MACHINES["vram"])
     tier = replace(card(machine), read=Speed(100.0, "measured", "x"), device=SIMULATED)
+    ram = machine.tier("ram")
+    assert ram is not None
 
     token, _ = terms(with_card(machine, tier))
 
-    assert token[f"{tier.name} weights"] == pytest.approx(
-        20 / FITTED.gpu_wide + 60 / FITTED.gpu_packed
-    )
+    rate = host_rate(ram, machine.compute, ENGINE, FITTED)
+    assert token[f"{tier.name} weights"] == pytest.approx(8e3 / rate)
+    assert token[f"{tier.name} kv"] == pytest.approx(1e3 / rate)
