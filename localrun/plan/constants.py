@@ -59,7 +59,8 @@ FITTED = Constants(
 # Of theoretical DRAM bandwidth, what streaming reads reach: measured 146 of 205, 113 of 171, 225 to
 # 250 of 307 GB/s (ikawrakow/ik_llama.cpp pull 370).
 STREAM_SHARE = 0.70
-# Of a disk's direct large-block figure, what a run sustains (planner.md 2.2: 0.85, hot 0.67).
+# Of a disk's direct large-block figure, what a run sustains (JustVugg/colibri docs/benchmarks.md:
+# 0.85 to 0.93; Helldez/BigMoeOnEdge: a hot one 0.67).
 DISK_SUSTAINED = 0.85
 # Latency of one expert read, in milliseconds a GB/s-bound transfer does not explain.
 EXPERT_READ_MS = 0.1
@@ -76,16 +77,16 @@ FAULT_MS = 0.08
 FAULT_DEPTH = 8
 # Reads in flight of an engine that reads rows inside the step, by a pool of threads.
 INSIDE_DEPTH = 16
-# One row of a table in RAM: a cache miss or two (planner.md 2.6).
+# One row of a table in RAM: a cache miss or two.
 RAM_ROW_MS = 0.0001
 # Time that sampling and the loop around a step take.
 STEP_MS = 0.1
-# One hop of activations between cards of a layer split (planner.md 2.9).
+# One hop of activations between cards of a layer split: 5 to 20 microseconds.
 HOP_MS = 0.02
-# Two all-reduces a layer between cards without a switch (planner.md 2.9).
+# An all-reduce between cards without a switch, two a layer: 10 to 60 microseconds over PCIe.
 REDUCE_MS = 0.06
 
-# A CUDA context (planner.md 2.10: 300 to 600 MiB).
+# A CUDA context: 300 to 600 MiB, by card and driver.
 DEVICE_CONTEXT = 450 * MIB
 # Pinned staging of an engine that reads experts ahead.
 STAGING = 256 * MIB

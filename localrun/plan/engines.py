@@ -53,11 +53,11 @@ _ENGINES = (
         "slots",
         "direct",
         "ahead",
-        # planner.md 2.1: asynchronous readers gained 1.6 of a possible 1.81.
+        # Asynchronous readers gained 1.6 of a possible 1.81 (sqliteai/warp docs/LEARNED.md).
         overlap=0.8,
         prefill_layers=True,
         native_kv=True,
-        # planner.md 2.10: caching allocators lose 2 to 5 %.
+        # Caching allocators lose 2 to 5 % to fragments; the least is planned.
         fragments=0.02,
         source="the backend of DeepSeek checkpoints",
     ),
