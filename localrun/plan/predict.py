@@ -1,6 +1,6 @@
 """Knows no placement: how long a token and a prompt chunk take, term by term.
 
-The model (reference: ARCHITECTURE.md names its sources): serial stages add up, a device reads its
+The model, whose figures and sources are in ``constants``: serial stages add up, a device reads its
 weights once a token at a share of its bandwidth, a layer costs its launches, a change between card
 and host costs a handover, and reads from disk hide behind computing as far as the engine overlaps
 them. Times are milliseconds.
