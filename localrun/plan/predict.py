@@ -154,8 +154,8 @@ def _host(
     tier = rooms.host.tier
     rate = host_rate(tier, rooms.machine.compute, engine, fit, threads)
     stream = _stream(tier)
-    simulated = any(room.tier.device == SIMULATED for room in rooms.cards)
-    arms = engine.experts == "slots" and engine.uploads and bool(work.cards) and not simulated
+    arms = engine.experts == "slots" and engine.uploads and bool(work.cards)
+    arms = arms and not rooms.simulated
     if arms and work.host.weights.read:
         # Both arms work on the missed experts and finish together; both read the same memory.
         rate = max(rate, min(stream, rate + _link(rooms)))
@@ -276,8 +276,8 @@ def chunk_terms(work: Chunk, rooms: Rooms, engine: Engine, fit: Constants) -> Te
     """The time of one chunk of prompt: each device the longer of computing and reading."""
     parts: dict[str, float] = {}
     host_parameters, host_bytes = work.host_parameters, work.host_bytes
-    simulated = any(room.tier.device == SIMULATED for room in rooms.cards)
-    uploads = engine.uploads and bool(work.card_parameters) and host_bytes > 0 and not simulated
+    uploads = engine.uploads and bool(work.card_parameters) and host_bytes > 0
+    uploads = uploads and not rooms.simulated
     if uploads:
         parts["upload"] = host_bytes / _link(rooms) / _MS
     for at, (parameters, size) in enumerate(
@@ -292,7 +292,7 @@ def chunk_terms(work: Chunk, rooms: Rooms, engine: Engine, fit: Constants) -> Te
         peak = _peak(tier) * (1.0 if timed else fit.unified_mfu if unified else fit.gpu_mfu)
         got = _got(tier, fit.unified if unified else fit.gpu_packed)
         reading = size / (got * tier.read.value) / _MS
-        if simulated:
+        if rooms.simulated:
             peak = _host_gflops(rooms.machine.compute, engine) / 1e3
             reading = size / _rate(rooms, engine, fit) / _MS
         apart = len(work.card_parameters) if engine.parallel_cards else 1

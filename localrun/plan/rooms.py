@@ -43,6 +43,11 @@ class Rooms:
         return bool(self.cards) and self.cards[0].tier.kind == "unified"
 
     @property
+    def simulated(self) -> bool:
+        """Whether the card is a part of RAM that was declared one."""
+        return any(room.tier.device == SIMULATED for room in self.cards)
+
+    @property
     def iops(self) -> DiskReads:
         return self.machine.disk_reads or DiskReads()
 

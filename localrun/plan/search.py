@@ -195,6 +195,9 @@ def _fastest(task: Task, n_ctx: int) -> tuple[tuple[Assignment, float] | None, A
                 nearest = made
         if not fitting:
             return None, nearest
+    if task.rooms.simulated:
+        # It is declared to be used: what fits without it counts where nothing fits with it.
+        fitting = [each for each in fitting if each[0].cards] or fitting
     least = min(time for _, time, _ in fitting) * (1 + 1e-9)
     equal = [each for each in fitting if each[1] <= least]
     best, time, _ = min(equal, key=lambda each: each[2])
