@@ -29,7 +29,7 @@ class TensorInfo(NamedTuple):
 
     GGUF stores dimensions innermost first; the reader turns them round so that both formats read
     alike. ``file`` is the index of the shard in ``Header.files``. A named tuple, because a header
-    may hold 100,000 and a frozen dataclass takes three times as long to make.
+    may hold 100,000 and a frozen dataclass takes longer to make.
     """
 
     name: str
