@@ -96,8 +96,12 @@ class MockRunner:
         *,
         hashed: bool = False,
         n_ctx: int = 4096,
-        max_batch: int = 512,
+        max_tokens: int = 512,
+        max_batch: int | None = None,
         max_sequences: int = 1,
+        n_cells: int | None = None,
+        can_fork: bool = True,
+        rollback_depth: int | None = None,
         keep: Callable[[int], int] | None = None,
         forgetful: bool = False,
         holds: Sequence[int] = (),
@@ -118,9 +122,14 @@ class MockRunner:
         self._capabilities = Capabilities(
             n_ctx=n_ctx,
             max_sequences=max_sequences,
-            max_batch=max_batch,
-            can_fork=True,
-            rollback_depth=None,
+            max_batch=max_batch or max_sequences,
+            max_tokens=max_tokens,
+            n_cells=n_cells or n_ctx * max_sequences,
+            can_fork=can_fork,
+            rollback_depth=rollback_depth,
+            state_bytes_per_token=4,
+            embeddings=True,
+            pooling="mean",
         )
         self._sequences: dict[SequenceId, Timeline] = {}
         self._next_id = 0
@@ -232,8 +241,11 @@ class MockRunner:
             self.violations.append("forward after close")
         index, self._count = self._count, self._count + 1
         self.forwards.append(tuple(batch))
-        if sum(len(item.tokens) for item in batch) > self._capabilities.max_batch:
-            raise EngineError("mock: the batch is larger than max_batch")
+        limits = self._capabilities
+        if sum(len(item.tokens) for item in batch) > limits.max_tokens:
+            raise EngineError("mock: the batch is larger than max_tokens")
+        if len({item.sequence for item in batch}) > limits.max_batch:
+            raise EngineError("mock: more sequences than max_batch")
         if index == self._crashes:
             os.kill(os.getpid(), signal.SIGKILL)
         try:
@@ -250,6 +262,17 @@ class MockRunner:
         if index in self._poisons:
             values[:] = np.nan
         return NumpyLogits(values)
+
+    def embed(self, batch: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
+        """The token's id in the first of four places, its position in the second."""
+        self._check_thread("embed")
+        return [
+            np.array([[token, at, 1, 0] for at, token in enumerate(text)], np.float32)
+            for text in batch
+        ]
+
+    def identity(self) -> str:
+        return "mock"
 
     def abort(self) -> None:
         with self._gate:
@@ -346,28 +369,28 @@ class MockRunner:
 
 def load(plan: Plan) -> MockRunner:
     """A runner for a child process; see the module's docstring for what ``plan.ref`` may be."""
-    n_ctx, max_batch = plan.execution.n_ctx, plan.execution.ubatch
+    n_ctx, max_tokens = plan.execution.n_ctx, plan.execution.ubatch
     kind, _, rest = plan.ref.removeprefix("mock:").partition(":")
     if not plan.ref.startswith("mock:"):
         kind, rest = "script", plan.ref
     every = range(1_000_000)
     match kind:
         case "uniform":
-            return MockRunner(n_ctx=n_ctx, max_batch=max_batch)
+            return MockRunner(n_ctx=n_ctx, max_tokens=max_tokens)
         case "hashed":
-            return MockRunner(hashed=True, n_ctx=n_ctx, max_batch=max_batch)
+            return MockRunner(hashed=True, n_ctx=n_ctx, max_tokens=max_tokens)
         case "echo":
-            return MockRunner(echo, n_ctx=n_ctx, max_batch=max_batch)
+            return MockRunner(echo, n_ctx=n_ctx, max_tokens=max_tokens)
         case "error":
-            return MockRunner("", fails=every, n_ctx=n_ctx, max_batch=max_batch)
+            return MockRunner("", fails=every, n_ctx=n_ctx, max_tokens=max_tokens)
         case "nan":
-            return MockRunner("", poisons=every, n_ctx=n_ctx, max_batch=max_batch)
+            return MockRunner("", poisons=every, n_ctx=n_ctx, max_tokens=max_tokens)
         case "hold":
-            return MockRunner("held", holds=(0,), n_ctx=n_ctx, max_batch=max_batch)
+            return MockRunner("held", holds=(0,), n_ctx=n_ctx, max_tokens=max_tokens)
         case "crash":
-            return MockRunner("crash", crashes=0, n_ctx=n_ctx, max_batch=max_batch)
+            return MockRunner("crash", crashes=0, n_ctx=n_ctx, max_tokens=max_tokens)
         case "crash-at":
-            return MockRunner("crash" * 99, crashes=int(rest), n_ctx=n_ctx, max_batch=max_batch)
+            return MockRunner("crash" * 99, crashes=int(rest), n_ctx=n_ctx, max_tokens=max_tokens)
         case "script":
-            return MockRunner(rest, n_ctx=n_ctx, max_batch=max_batch)
+            return MockRunner(rest, n_ctx=n_ctx, max_tokens=max_tokens)
     raise EngineError(f"mock: no runner is called {plan.ref!r}")

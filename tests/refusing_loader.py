@@ -30,7 +30,7 @@ def load(plan: Plan) -> MockRunner:
             needed_bytes=int(os.environ.get("NEEDED", "0")),
             held_bytes=int(os.environ.get("HELD", "0")),
         )
-    return MockRunner(n_ctx=plan.execution.n_ctx, max_batch=plan.execution.ubatch)
+    return MockRunner(n_ctx=plan.execution.n_ctx, max_tokens=plan.execution.ubatch)
 
 
 def loads(record: Path) -> list[Any]:

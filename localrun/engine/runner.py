@@ -16,21 +16,33 @@ if TYPE_CHECKING:
 
 SequenceId = NewType("SequenceId", int)
 LogitsWanted = Literal["none", "last", "all"]
+Pooling = Literal["mean", "cls", "last"]
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
     """What a runner can do.
 
-    ``rollback_depth`` is how many tokens ``rollback`` can take back exactly; None is any number.
+    n_ctx: most tokens of one sequence.
+    n_cells: most tokens of all sequences together; each counts its own, forks too.
+    max_batch: sequences that one forward takes; 1 is allowed, the engine then takes turns.
+    max_tokens: tokens that one forward takes, over all its sequences.
+    rollback_depth: how many tokens ``rollback`` can take back exactly after ``checkpoint``; None is
+        any number, and then ``truncate`` cuts anywhere too.
+    state_bytes_per_token: what ``save`` writes for each token, about; 0 where nobody knows.
+    pooling: how the model was trained to make one embedding of a text's; None where it was not.
     """
 
     n_ctx: int
     max_sequences: int
     max_batch: int
+    max_tokens: int
+    n_cells: int
     can_fork: bool
     rollback_depth: int | None
+    state_bytes_per_token: int = 0
     embeddings: bool = False
+    pooling: Pooling | None = None
     images: bool = False
 
 
@@ -132,11 +144,31 @@ class ModelRunner(Protocol):
     def restore(self, state: bytes) -> SequenceId: ...
 
     def forward(self, batch: Sequence[BatchItem]) -> Logits:
-        """Run one step over at most ``max_batch`` tokens.
+        """Run one step: at most ``max_batch`` items of different sequences, at most ``max_tokens``
+        tokens in all.
 
         Raises:
             ForwardAborted: ``abort`` was called; no token of the batch counts as appended.
             EngineError: the library failed.
+        """
+        ...
+
+    def embed(self, batch: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
+        """Last hidden states ``[tokens, width]`` of each text, as the model's head gets them.
+
+        Each text is computed alone, from an empty sequence that is freed again; together they hold
+        at most ``max_tokens`` tokens and ``max_sequences`` must have room for one.
+
+        Raises:
+            ForwardAborted: ``abort`` was called.
+            EngineError: the runner makes no embeddings, or the library failed.
+        """
+        ...
+
+    def identity(self) -> str:
+        """What a saved state depends on beside the weights: library, version, types of the cache.
+
+        A state is restored only where the identity is the same.
         """
         ...
 

@@ -175,7 +175,7 @@ def test_what_cannot_be_done_is_refused_and_changes_nothing(
         "an unknown sequence": lambda: runner.forward([BatchItem(SequenceId(99), [1])]),
         "no tokens": lambda: runner.forward([BatchItem(sequence, [])]),
         "more than a batch": lambda: runner.forward(
-            [BatchItem(sequence, [1] * (limits.max_batch + 1))]
+            [BatchItem(sequence, [1] * (limits.max_tokens + 1))]
         ),
         "a negative token": lambda: runner.forward([BatchItem(sequence, [-1])]),
         "a token beyond 32 bits": lambda: runner.forward([BatchItem(sequence, [1 << 40])]),
@@ -195,8 +195,8 @@ def test_a_full_context_is_an_error_and_the_sequence_stays(
 ) -> None:
     limits = runner.capabilities
     sequence, other = runner.new_sequence(), runner.new_sequence()
-    for _ in range(limits.n_ctx // limits.max_batch):
-        runner.forward([BatchItem(sequence, [5] * limits.max_batch, "none")])
+    for _ in range(limits.n_ctx // limits.max_tokens):
+        runner.forward([BatchItem(sequence, [5] * limits.max_tokens, "none")])
     with pytest.raises(EngineError, match=f"context of {limits.n_ctx}"):
         runner.forward([BatchItem(sequence, [5])])
     with pytest.raises(EngineError, match="no room"):

@@ -182,7 +182,7 @@ def test_a_full_queue_is_busy_and_takes_requests_again_later() -> None:
 
 
 def test_a_long_prompt_is_prefilled_in_chunks_with_progress() -> None:
-    runner = MockRunner("ok", max_batch=4)
+    runner = MockRunner("ok", max_tokens=4)
     with running(runner) as engine:
         events = list(engine.submit(ask("0123456789", max_tokens=1)))
 
@@ -192,7 +192,7 @@ def test_a_long_prompt_is_prefilled_in_chunks_with_progress() -> None:
 
 
 def test_cancel_ends_a_running_prefill_and_the_engine_goes_on() -> None:
-    runner = MockRunner("ok", max_batch=4, holds=(1,))
+    runner = MockRunner("ok", max_tokens=4, holds=(1,))
     with running(runner) as engine:
         generation = engine.submit(ask("0123456789"))
         assert runner.entered.wait(LONG)
@@ -252,9 +252,9 @@ def test_an_abort_nobody_waits_for_costs_one_step_and_no_token() -> None:
 
 @pytest.mark.parametrize("step", [1, 3, 5], ids=["prefill", "first token", "later"])
 def test_a_state_lost_to_an_abort_is_computed_again(step: int) -> None:
-    with running(MockRunner(hashed=True, max_batch=4)) as engine:
+    with running(MockRunner(hashed=True, max_tokens=4)) as engine:
         expected = text_of(list(engine.submit(ask("0123456789", max_tokens=6))))
-    runner = MockRunner(hashed=True, max_batch=4, forgetful=True, holds=(step,))
+    runner = MockRunner(hashed=True, max_tokens=4, forgetful=True, holds=(step,))
     with running(runner) as engine:
         generation = engine.submit(ask("0123456789", max_tokens=6))
         assert runner.entered.wait(LONG)
@@ -266,7 +266,7 @@ def test_a_state_lost_to_an_abort_is_computed_again(step: int) -> None:
 
 
 def test_a_state_lost_to_a_cancel_is_not_taken_for_a_cached_one() -> None:
-    runner = MockRunner("ok", max_batch=4, forgetful=True, holds=(1,))
+    runner = MockRunner("ok", max_tokens=4, forgetful=True, holds=(1,))
     with running(runner) as engine:
         generation = engine.submit(ask("0123456789"))
         assert runner.entered.wait(LONG)

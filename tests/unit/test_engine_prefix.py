@@ -89,10 +89,10 @@ few = st.text(alphabet="ab", min_size=1, max_size=8)
 
 @given(st.lists(few, min_size=1, max_size=5), st.integers(0, 9), st.integers(1, 5))
 def test_answers_with_the_cache_equal_answers_without(
-    prompts: list[str], drops: int, max_batch: int
+    prompts: list[str], drops: int, max_tokens: int
 ) -> None:
     warm_runner = MockRunner(
-        hashed=True, max_batch=max_batch, keep=lambda length: max(0, length - drops)
+        hashed=True, max_tokens=max_tokens, keep=lambda length: max(0, length - drops)
     )
     warm = Engine(warm_runner)
     for prompt in prompts:
