@@ -61,6 +61,7 @@ class LocalChatModel:
             sampling=options.sampling,
             max_tokens=options.max_tokens,
             stop=options.stop + self._template_stops(),
+            ignore_end=options.ignore_end,
             marks=splitter.marks,
         )
         # Leaving early must end the generation now, not when a collector comes by.

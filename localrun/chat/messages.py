@@ -34,11 +34,13 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class ReplyOptions:
-    """``tools`` are JSON-schema function declarations as templates expect them."""
+    """``tools`` are JSON-schema function declarations as templates expect them; ``ignore_end`` is
+    ``GenerationRequest``'s."""
 
     sampling: SamplingParams = field(default_factory=SamplingParams)
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
+    ignore_end: bool = False
     tools: tuple[Mapping[str, Any], ...] = ()
 
 

@@ -38,6 +38,8 @@ def request_body(model: str, messages: Sequence[Message], options: ReplyOptions)
         body["max_tokens"] = options.max_tokens
     if options.stop:
         body["stop"] = list(options.stop)
+    if options.ignore_end:
+        body["ignore_eos"] = True  # llama.cpp's name; a server that lacks it ends where it does
     if options.tools:
         body["tools"] = [dict(tool) for tool in options.tools]
     return body

@@ -59,6 +59,7 @@ def options_of(request: ChatRequest) -> ReplyOptions:
         sampling=replace(SamplingParams(), **given),
         max_tokens=request.max_completion_tokens or request.max_tokens,
         stop=tuple(request.stop or ()),
+        ignore_end=bool(request.ignore_eos),
         # Agents send tools of kinds that only their own maker runs: a template knows functions.
         tools=tuple(tool for tool in tools if tool.get("type") == "function"),
     )

@@ -133,6 +133,8 @@ class ChatRequest(Strict):
     logit_bias: dict[str, float] | None = Field(default=None, max_length=MAX_LOGIT_BIAS)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    # llama.cpp's: generate on past the end, for measuring.
+    ignore_eos: bool | None = None
 
     @model_validator(mode="before")
     @classmethod

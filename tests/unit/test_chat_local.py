@@ -105,7 +105,11 @@ async def test_what_was_held_back_comes_before_the_end(renderer: Renderer) -> No
 async def test_options_reach_the_engine_under_a_fresh_id(renderer: Renderer) -> None:
     client = ScriptedClient(["x"], template="{{ tools[0].name }}")
     options = ReplyOptions(
-        sampling=SamplingParams(seed=7), max_tokens=9, stop=("\n",), tools=({"name": "f"},)
+        sampling=SamplingParams(seed=7),
+        max_tokens=9,
+        stop=("\n",),
+        ignore_end=True,
+        tools=({"name": "f"},),
     )
     model = LocalChatModel(client, renderer)
 
@@ -114,6 +118,7 @@ async def test_options_reach_the_engine_under_a_fresh_id(renderer: Renderer) -> 
 
     first, second = client.requests
     assert (first.sampling, first.max_tokens, first.stop) == (options.sampling, 9, ("\n",))
+    assert first.ignore_end
     assert uuid.UUID(first.id).version == 4
     assert first.id != second.id
     assert client.tokenized[0][0] == "f"

@@ -102,7 +102,11 @@ async def test_the_request_carries_key_messages_and_options() -> None:
         Message("tool", "it", tool_call_id="c", name="look"),
     ]
     options = ReplyOptions(
-        SamplingParams(seed=7), max_tokens=9, stop=("\n",), tools=({"type": "function"},)
+        SamplingParams(seed=7),
+        max_tokens=9,
+        stop=("\n",),
+        ignore_end=True,
+        tools=({"type": "function"},),
     )
 
     await replies(server.model("smollm2", "secret"), options, messages)
@@ -114,6 +118,7 @@ async def test_the_request_carries_key_messages_and_options() -> None:
     body = json.loads(server.requests[1].content)
     assert body["model"] == "smollm2"
     assert (body["seed"], body["max_tokens"], body["stop"]) == (7, 9, ["\n"])
+    assert body["ignore_eos"] is True
     assert body["tools"] == [{"type": "function"}]
     call = {"id": "c", "type": "function", "function": {"name": "look", "arguments": '{"at": 1}'}}
     assert body["messages"] == [

@@ -155,6 +155,7 @@ async def test_messages_and_options_reach_the_model_as_they_were_meant() -> None
         max_tokens=9,
         max_completion_tokens=8,
         stop="END",
+        ignore_eos=True,
         tools=[tool, {"type": "web_search"}],
         tool_choice="auto",
         some_new_field={"x": 1},
@@ -171,6 +172,7 @@ async def test_messages_and_options_reach_the_model_as_they_were_meant() -> None
     sampling = options.sampling
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.seed) == (0, 0.5, 3, 7)
     assert (options.max_tokens, options.stop, options.tools) == (8, ("END",), (tool,))
+    assert options.ignore_end
 
 
 PART = {"type": "text", "text": "brief"}
@@ -226,6 +228,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a choice of no kind": ({"tool_choice": 1}, "tool_choice"),
     "tools no list": ({"tools": {}}, "tools"),
     "stream a word": ({"stream": "yes"}, "stream"),
+    "ignore_eos a number": ({"ignore_eos": 1}, "ignore_eos"),
 }
 
 
