@@ -85,6 +85,7 @@ class MockRunner:
     holds: indices of forwards that wait for ``release`` or ``abort``; ``entered`` is set then.
     fails, poisons: indices of forwards that raise EngineError, or return NaN.
     crashes: index of the forward that kills this process.
+    cursed, poisoned: a token whose forward raises EngineError, or whose sequence gets NaN.
     vocabulary_size: more rows than the tokenizer's, to measure at the size of real models.
 
     ``forwards`` records each batch; ``violations`` each call from a thread that is not the owner.
@@ -108,6 +109,8 @@ class MockRunner:
         fails: Container[int] = (),
         poisons: Container[int] = (),
         crashes: int | None = None,
+        cursed: int | None = None,
+        poisoned: int | None = None,
         vocabulary_size: int = VOCABULARY_SIZE,
     ) -> None:
         self._reply = reply
@@ -118,6 +121,8 @@ class MockRunner:
         self._fails = fails
         self._poisons = poisons
         self._crashes = crashes
+        self._cursed = cursed
+        self._poisoned = poisoned
         self._vocabulary_size = vocabulary_size
         self._capabilities = Capabilities(
             n_ctx=n_ctx,
@@ -133,7 +138,8 @@ class MockRunner:
         )
         self._sequences: dict[SequenceId, Timeline] = {}
         self._next_id = 0
-        self._count = 0
+        self.count = 0
+        self.most_cells = 0
         self._tokens = 0
         self._owner: int | None = None
         self._gate = threading.Condition()
@@ -160,6 +166,17 @@ class MockRunner:
         with self._gate:
             self._holds.clear()
             self._gate.notify_all()
+
+    def let_go(self) -> None:
+        """Let the held forward go on; those to be held later still are."""
+        with self._gate:
+            self._holds = {index for index in self._holds if index >= self.count}
+            self._gate.notify_all()
+
+    @property
+    def held(self) -> dict[SequenceId, list[int]]:
+        """The tokens of every sequence there is."""
+        return {sequence: list(each.tokens) for sequence, each in self._sequences.items()}
 
     @property
     def fed(self) -> list[tuple[int, ...]]:
@@ -239,7 +256,7 @@ class MockRunner:
         self._check_thread("forward")
         if self.closed:
             self.violations.append("forward after close")
-        index, self._count = self._count, self._count + 1
+        index, self.count = self.count, self.count + 1
         self.forwards.append(tuple(batch))
         limits = self._capabilities
         if sum(len(item.tokens) for item in batch) > limits.max_tokens:
@@ -250,6 +267,9 @@ class MockRunner:
             os.kill(os.getpid(), signal.SIGKILL)
         try:
             self._pass_gate(index)
+            tokens = [token for item in batch for token in item.tokens]
+            if self._cursed is not None and self._cursed in tokens:
+                raise EngineError("mock: a token of the batch is cursed")
             if index in self._fails:
                 raise EngineError("mock: forward was told to fail")
         except (EngineError, ForwardAborted):
@@ -258,6 +278,7 @@ class MockRunner:
                     self._sequences[item.sequence] = Timeline()
             raise
         rows = [row for item in batch for row in self._append(item)]
+        self.most_cells = max(self.most_cells, sum(len(t.tokens) for t in self._sequences.values()))
         values = np.array(rows, dtype=np.float32).reshape(len(rows), self._vocabulary_size)
         if index in self._poisons:
             values[:] = np.nan
@@ -336,7 +357,9 @@ class MockRunner:
 
     def _row(self, timeline: Timeline) -> NDArray[np.float32]:
         row = np.zeros(self._vocabulary_size, dtype=np.float32)
-        if self._hashed:
+        if self._poisoned is not None and self._poisoned in timeline.tokens:
+            row[:] = np.nan
+        elif self._hashed:
             seed = zlib.crc32(np.asarray(timeline.tokens, dtype="<i4").tobytes())
             # Printable ASCII only, so that texts of hashed models can be compared as text.
             row[32:127] = np.random.default_rng(seed).normal(size=95) * 3 + 20
