@@ -6,7 +6,14 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from localrun.engine.request import FinishReason, SamplingParams, Timings
+from localrun.engine.request import (
+    FinishReason,
+    Grammar,
+    Priority,
+    SamplingParams,
+    Timings,
+    TokenLogprob,
+)
 
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -33,15 +40,26 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class RequestContext:
+    """Who asks, and how urgently; the fields are ``GenerationRequest``'s."""
+
+    owner: str = ""
+    client: str = ""
+    priority: Priority = "normal"
+
+
+@dataclass(frozen=True, slots=True)
 class ReplyOptions:
     """``tools`` are JSON-schema function declarations as templates expect them; ``ignore_end`` is
-    ``GenerationRequest``'s."""
+    ``GenerationRequest``'s. Under a ``grammar`` the answer has no reasoning: all of it is held."""
 
     sampling: SamplingParams = field(default_factory=SamplingParams)
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     ignore_end: bool = False
     tools: tuple[Mapping[str, Any], ...] = ()
+    grammar: Grammar | None = None
+    context: RequestContext = RequestContext()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +67,14 @@ class ReplyEvent:
     """One step of an answer: reasoning, text, prefill progress, or the end.
 
     Exactly one last event carries ``finish``; ``timings`` is None where a remote server sent none.
+    ``logprobs`` are those of the tokens since the last event that had any, where asked for, and
+    ``choice`` is which of several answers it belongs to.
     """
 
     text: str = ""
     reasoning: str = ""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    choice: int = 0
     prefilled: int | None = None
     prompt_tokens: int | None = None
     finish: FinishReason | None = None
@@ -84,3 +106,19 @@ class ChatModel(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+class ServedModel(ChatModel, Protocol):
+    """A model that gives several answers to one question."""
+
+    def replies(
+        self, messages: Sequence[Message], options: ReplyOptions, n: int
+    ) -> AsyncGenerator[ReplyEvent]:
+        """Stream ``n`` answers as one: each ``choice`` has its own last event.
+
+        The prompt is computed once; the seed of each choice is the one before plus 1.
+
+        Raises:
+            RequestError: ``n`` is out of its range. Else as ``reply``.
+        """
+        ...

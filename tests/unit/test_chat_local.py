@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
@@ -9,17 +10,19 @@ from dataclasses import dataclass, field
 import pytest
 
 from localrun.chat.local import LocalChatModel
-from localrun.chat.messages import Message, ReplyEvent, ReplyOptions
+from localrun.chat.messages import Message, ReplyEvent, ReplyOptions, RequestContext
 from localrun.chat.templates import Renderer
 from localrun.engine.client import EngineInfo
 from localrun.engine.request import (
     FinishReason,
     GenerationRequest,
+    Grammar,
     SamplingParams,
     Timings,
     TokenEvent,
+    TokenLogprob,
 )
-from localrun.errors import ContextLengthError, TemplateError
+from localrun.errors import ContextLengthError, EngineCrashedError, RequestError, TemplateError
 
 TIMINGS = Timings(5, 0, 2, 0.1, 0.2)
 HELLO = [Message("user", "hello")]
@@ -37,8 +40,10 @@ class ScriptedClient:
     requests: list[GenerationRequest] = field(default_factory=list)
     tokenized: list[tuple[str, bool, bool]] = field(default_factory=list)
     error: Exception | None = None
+    events: list[TokenEvent] = field(default_factory=list)
+    fails_at: int | None = None
     last: TokenEvent | None = None
-    cancelled: bool = False
+    cancellations: int = 0
     closed: bool = False
 
     @property
@@ -55,14 +60,22 @@ class ScriptedClient:
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenEvent]:
         self.requests.append(request)
+        at = len(self.requests) - 1
         if self.error:
             raise self.error
+        for event in self.events:
+            yield event
+        if self.events:
+            return
         try:
             yield TokenEvent(request.id, prefilled=3)
             for chunk in self.chunks:
+                if at == self.fails_at:
+                    raise EngineCrashedError("SIGSEGV")
+                await asyncio.sleep(0)
                 yield TokenEvent(request.id, text=chunk)
-        except GeneratorExit:
-            self.cancelled = True
+        except (GeneratorExit, asyncio.CancelledError):
+            self.cancellations += 1
             raise
         yield self.last or TokenEvent(request.id, finish=FinishReason.STOP, timings=TIMINGS)
 
@@ -110,6 +123,8 @@ async def test_options_reach_the_engine_under_a_fresh_id(renderer: Renderer) -> 
         stop=("\n",),
         ignore_end=True,
         tools=({"name": "f"},),
+        grammar=Grammar("regex", "a+"),
+        context=RequestContext("owner", "client", "interactive"),
     )
     model = LocalChatModel(client, renderer)
 
@@ -119,6 +134,8 @@ async def test_options_reach_the_engine_under_a_fresh_id(renderer: Renderer) -> 
     first, second = client.requests
     assert (first.sampling, first.max_tokens, first.stop) == (options.sampling, 9, ("\n",))
     assert first.ignore_end
+    assert first.grammar == options.grammar
+    assert (first.owner, first.client, first.priority) == ("owner", "client", "interactive")
     assert uuid.UUID(first.id).version == 4
     assert first.id != second.id
     assert client.tokenized[0][0] == "f"
@@ -157,14 +174,98 @@ async def test_the_first_token_is_written_once(
     assert [(add, parse) for _, add, parse in client.tokenized] == [(added, True)]
 
 
+async def test_an_answer_under_a_grammar_is_text_even_where_the_prompt_began_a_thought(
+    renderer: Renderer,
+) -> None:
+    client = ScriptedClient(["{}"], template="{{ messages[0].content }}<think>")
+    options = ReplyOptions(grammar=Grammar("json_schema", "{}"))
+
+    free = await replies(LocalChatModel(client, renderer))
+    held = await replies(LocalChatModel(client, renderer), options)
+
+    assert [event.reasoning for event in free if event.reasoning] == ["{}"]
+    assert [event.text for event in held if event.text] == ["{}"]
+
+
+def logprob(text: str) -> TokenLogprob:
+    return TokenLogprob(ord(text[0]), text.encode(), -0.5, ((1, b"a", -0.5), (2, b"b", -1.5)))
+
+
+async def test_every_tokens_logprob_comes_once_and_in_order(renderer: Renderer) -> None:
+    client = ScriptedClient([], template=THINKING)
+    probed = [logprob(text) for text in ("<", "t", "y", "e", "s")]
+    client.events = [
+        TokenEvent("r", logprobs=(probed[0],)),  # held back: it may become a mark
+        TokenEvent("r", text="<t", logprobs=(probed[1],)),
+        TokenEvent("r", text="y", logprobs=(probed[2], probed[3])),
+        TokenEvent("r", finish=FinishReason.STOP, timings=TIMINGS, logprobs=(probed[4],)),
+    ]
+
+    events = await replies(LocalChatModel(client, renderer))
+
+    assert [each for event in events for each in event.logprobs] == probed
+    assert [(event.text, len(event.logprobs)) for event in events] == [("<ty", 4), ("", 1)]
+
+
+async def test_several_answers_share_one_rendered_prompt_and_count_up_the_seed(
+    renderer: Renderer,
+) -> None:
+    client = ScriptedClient(["a", "b"])
+    options = ReplyOptions(sampling=SamplingParams(seed=7))
+
+    events = [event async for event in LocalChatModel(client, renderer).replies(HELLO, options, 3)]
+
+    assert [request.sampling.seed for request in client.requests] == [7, 8, 9]
+    assert len({request.id for request in client.requests}) == 3
+    assert len({request.prompt for request in client.requests}) == 1
+    assert len(client.tokenized) == 1
+    for choice in range(3):
+        own = [event for event in events if event.choice == choice]
+        assert "".join(event.text for event in own) == "ab"
+        assert [event.finish for event in own if event.finish] == [FinishReason.STOP]
+        assert own[-1].finish is FinishReason.STOP
+
+
+async def test_leaving_several_answers_early_cancels_each(renderer: Renderer) -> None:
+    client = ScriptedClient(["a"] * 100)
+    stream = LocalChatModel(client, renderer).replies(HELLO, ReplyOptions(), 3)
+
+    async for event in stream:
+        if event.text:
+            break
+    await stream.aclose()
+
+    assert client.cancellations == 3
+
+
+async def test_the_first_answer_that_fails_ends_the_others(renderer: Renderer) -> None:
+    client = ScriptedClient(["a"] * 100)
+    client.fails_at = 2
+
+    with pytest.raises(EngineCrashedError):
+        async for _ in LocalChatModel(client, renderer).replies(HELLO, ReplyOptions(), 3):
+            pass
+
+    assert client.cancellations == 2
+
+
+async def test_a_thousand_answers_are_refused_before_one_is_made(renderer: Renderer) -> None:
+    client = ScriptedClient(["a"])
+
+    with pytest.raises(RequestError, match="n 1000"):
+        await anext(LocalChatModel(client, renderer).replies(HELLO, ReplyOptions(), 1000))
+
+    assert client.requests == []
+
+
 async def test_leaving_early_cancels_the_generation(renderer: Renderer) -> None:
     client = ScriptedClient(["a", "b"])
     stream = LocalChatModel(client, renderer).reply(HELLO, ReplyOptions())
 
     await anext(stream)
-    await stream.aclose()  # type: ignore[attr-defined]  # it is a generator, as callers rely on
+    await stream.aclose()
 
-    assert client.cancelled
+    assert client.cancellations == 1
 
 
 async def test_an_engines_error_is_the_last_event(renderer: Renderer) -> None:
