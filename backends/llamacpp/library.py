@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, cast
 
+import llama_cpp
 from llama_cpp import llama_cpp as llama
 
 from localrun.backends.report import Device, DeviceKind
@@ -90,6 +91,16 @@ def _function(library: ctypes.CDLL, name: str, result: Any, *arguments: Any) -> 
 _libllama: Final = cast(ctypes.CDLL, llama._lib)
 # The same as llama_get_logits with an address for a result, which costs no pointer object.
 logits_address: Final = _function(_libllama, "llama_get_logits", ctypes.c_void_p, ctypes.c_void_p)
+# Likewise llama_get_embeddings.
+embeddings_address: Final = _function(
+    _libllama, "llama_get_embeddings", ctypes.c_void_p, ctypes.c_void_p
+)
+
+
+def version() -> str:
+    """The library and what its kernels were built for."""
+    features = llama.llama_print_system_info().decode("utf-8", "replace").strip(" |")
+    return f"llama-cpp-python {llama_cpp.__version__}, {features}"
 
 
 def openmp() -> bool:

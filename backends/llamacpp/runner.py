@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Final
 
 import numpy as np
 from llama_cpp import llama_cpp as llama
@@ -15,7 +16,13 @@ from numpy.typing import NDArray
 from localrun.backends.llamacpp.abort import AbortFlag
 from localrun.backends.llamacpp.batch import Batch
 from localrun.backends.llamacpp.buffers import Buffers
-from localrun.backends.llamacpp.library import forget_problem, logits_address, problem
+from localrun.backends.llamacpp.library import (
+    embeddings_address,
+    forget_problem,
+    logits_address,
+    problem,
+    version,
+)
 from localrun.backends.llamacpp.threadpool import ThreadPool
 from localrun.backends.llamacpp.vocabulary import read_vocabulary, tokenize
 from localrun.engine.rows import NumpyLogits
@@ -24,6 +31,7 @@ from localrun.engine.runner import (
     Capabilities,
     ForwardAborted,
     Logits,
+    Pooling,
     RunnerStats,
     SequenceId,
     Vocabulary,
@@ -33,6 +41,10 @@ from localrun.plan.plan import Execution
 
 _ABORTED = 2  # llama_decode's answer when the abort callback said so (llama.h)
 _NO_ROOM = 1
+# enum llama_pooling_type (llama.h); 0 is none and 4 a score, which is no embedding
+_POOLING: Final[dict[str, Pooling]] = {"1": "mean", "2": "cls", "3": "last"}
+# Tokens of a text that are computed at once: each brings a row of logits that nobody reads.
+_EMBEDDED: Final = 32
 
 
 class LlamaCppRunner:
@@ -51,6 +63,7 @@ class LlamaCppRunner:
         self._vocab_size = llama.llama_vocab_n_tokens(self._vocab)
         self._memory = _present(llama.llama_get_memory(context))
         self._window: int = llama.llama_model_n_swa(model)
+        self._width: int = llama.llama_model_n_embd_out(model)
         self._lengths: dict[SequenceId, int] = {}
         self._emptied: set[SequenceId] = set()
         self._batch = Batch(llama.llama_n_batch(context))
@@ -59,19 +72,26 @@ class LlamaCppRunner:
         self._threads = ThreadPool(context, execution.threads_max)
         # Tokenizing comes from other threads and must not meet a model that is being freed.
         self._text_lock = threading.Lock()
-        self._dense = not _metadata(
-            model, f"{_metadata(model, 'general.architecture')}.expert_count"
-        )
+        architecture = _metadata(model, "general.architecture")
+        self._dense = not _metadata(model, f"{architecture}.expert_count")
         self._steps = self._tokens = 0
         self._forward_s = 0.0
         self._view: tuple[tuple[int, int], NDArray[np.float32]] | None = None
         exact = not (llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model))
+        sequences = llama.llama_n_seq_max(context)
+        kept = sum(terms.get("kv", 0) for terms in buffers.parts.values())
+        self._numerics = f"{version()}, {execution.kv_type}, flash {execution.flash_attention}"
         self.capabilities = Capabilities(
             n_ctx=execution.n_ctx,
-            max_sequences=llama.llama_n_seq_max(context),
-            max_batch=self._batch.capacity,
+            max_sequences=sequences,
+            max_batch=sequences,
+            max_tokens=self._batch.capacity,
+            n_cells=execution.n_ctx * execution.parallel,
             can_fork=True,
             rollback_depth=None if exact else 0,
+            state_bytes_per_token=kept // llama.llama_n_ctx(context) if exact else 0,
+            embeddings=True,
+            pooling=_POOLING.get(_metadata(model, f"{architecture}.pooling_type")),
         )
 
     @cached_property
@@ -150,6 +170,13 @@ class LlamaCppRunner:
 
     def forward(self, batch: Sequence[BatchItem]) -> Logits:
         context = self._open()
+        start = self._decode(context, batch)
+        rows = self._rows(context)
+        self._forward_s += time.perf_counter() - start
+        return NumpyLogits(rows)
+
+    def _decode(self, context: int, batch: Sequence[BatchItem]) -> float:
+        """Run one step, or leave every sequence as it was; returns when it began."""
         before = {item.sequence: self._length(item.sequence) for item in batch}
         after = self._fill(batch, before)
         forget_problem()
@@ -168,9 +195,38 @@ class LlamaCppRunner:
         self._lengths.update(after)
         self._steps += 1
         self._tokens += self._batch.struct.n_tokens
-        rows = self._rows(context)
-        self._forward_s += time.perf_counter() - start
-        return NumpyLogits(rows)
+        return start
+
+    def embed(self, batch: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
+        """See ModelRunner."""
+        context = self._open()
+        llama.llama_set_embeddings(context, True)
+        try:
+            return [self._embedded(context, text) for text in batch]
+        finally:
+            llama.llama_set_embeddings(context, False)
+
+    def _embedded(self, context: int, text: Sequence[int]) -> NDArray[np.float32]:
+        states = np.empty((len(text), self._width), np.float32)
+        sequence = self.new_sequence()
+        try:
+            for at in range(0, len(text), _EMBEDDED):
+                part = text[at : at + _EMBEDDED]
+                self._decode(context, [BatchItem(sequence, part, "all")])
+                array = (ctypes.c_float * (len(part) * self._width)).from_address(
+                    embeddings_address(context)
+                )
+                states[at : at + len(part)] = np.frombuffer(array, np.float32).reshape(
+                    len(part), self._width
+                )
+        finally:
+            self.free(sequence)
+        return states
+
+    def identity(self) -> str:
+        """See ModelRunner. Which layers are on which device is left out: it changes no state's
+        meaning."""
+        return self._numerics
 
     def abort(self) -> None:
         """See ModelRunner. On the CPU within one operation of the graph, elsewhere one batch."""

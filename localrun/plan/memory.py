@@ -18,7 +18,8 @@ from localrun.models.spec import Group, ModelSpec
 from localrun.plan.plan import Execution, KvType
 from localrun.plan.seats import Seats, largest_upload, weights_held
 
-# Sequences that the runner keeps whatever a plan asks; in a unified cache they share the cells.
+# Sequences that the runner keeps where a plan asks for one stream: they share its cells. More
+# streams have one sequence each, and cells of their own.
 SEQUENCES: Final = 4
 # A context is rounded up to whole steps of this many cells.
 _CELLS: Final = 256
@@ -116,7 +117,7 @@ def llamacpp_kv_bytes(spec: ModelSpec, execution: Execution) -> int:
 
 def output_bytes(spec: ModelSpec, execution: Execution) -> int:
     """A row of logits for each sequence. It grows when a batch wants more rows."""
-    return _sequences(execution) * vocabulary(spec) * _FLOAT
+    return sequences(execution.parallel) * vocabulary(spec) * _FLOAT
 
 
 def vocabulary(spec: ModelSpec) -> int:
@@ -151,23 +152,23 @@ def device_compute_bytes(
     """The compute buffer of a device that holds whole layers, with flash attention.
 
     What the CPU's buffer holds, and the prompt's embedded rows, which the CPU looks up and copies
-    over. ``head`` is false for a device without the output layer. ``uploaded`` is the largest
-    matrix in RAM: a long prompt is computed with a copy of it on the device. ``floats`` is
-    ``layer_floats(spec)`` for who asks often. Assumed, not measured: a device's kernels may ask
-    for scratch memory of their own beyond it.
+    over. ``n_ctx`` is what one stream holds, ``ubatch`` at most what all do. ``head`` is false for
+    a device without the output layer. ``uploaded`` is the largest matrix in RAM: a long prompt is
+    computed with a copy of it on the device. ``floats`` is ``layer_floats(spec)`` for who asks
+    often. Assumed, not measured: a device's kernels may ask for scratch memory of their own beyond
+    it.
     """
     floats = layer_floats(spec) if floats is None else floats
     mask = cells(n_ctx) * _HALF
     body = _masks(spec) * mask + (floats + spec.width) * _FLOAT
     last = _head_bytes(spec, mask) if head else 0
-    tokens = min(ubatch, max(n_ctx, 1))
-    return int(max(tokens * body + _states(spec), tokens * last)) + tokens * _INPUTS + uploaded
+    return int(max(ubatch * body + _states(spec), ubatch * last)) + ubatch * _INPUTS + uploaded
 
 
 def host_compute_bytes(spec: ModelSpec, ubatch: int, n_ctx: int) -> int:
     """The host's buffer beside devices that hold all layers: inputs on their way there."""
     row = _masks(spec) * cells(n_ctx) * _HALF + spec.width * _FLOAT + _INPUTS
-    return min(ubatch, max(n_ctx, 1)) * row
+    return ubatch * row
 
 
 def cells(n_ctx: int) -> int:
@@ -250,8 +251,15 @@ class _Block:
         return self.routed + (outputs if self.routed * 2 / 3 < outputs else 0)
 
 
-def _sequences(execution: Execution) -> int:
-    return max(SEQUENCES, execution.parallel)
+def sequences(parallel: int) -> int:
+    """How many a plan for ``parallel`` streams leads to."""
+    return parallel if parallel > 1 else SEQUENCES
+
+
+def step_tokens(ubatch: int, n_ctx: int, parallel: int) -> int:
+    """Tokens of the largest step: those of a micro-batch, as far as all streams hold them."""
+    seats = sequences(parallel)
+    return min(max(n_ctx * parallel, seats), max(ubatch, seats))
 
 
 def _masks(spec: ModelSpec) -> int:
@@ -260,24 +268,21 @@ def _masks(spec: ModelSpec) -> int:
 
 
 def kv_by_layer(spec: ModelSpec, n_ctx: int, kv_type: KvType, parallel: int) -> dict[int, int]:
-    """The cache of ``n_ctx`` cells by layer. Windows do not shorten it: it is kept whole so that it
-    can be cut anywhere. Fixed states are kept for every sequence."""
-    sequences = max(SEQUENCES, parallel)
-    rows_of = cells(max(n_ctx, sequences))
+    """The cache by layer: ``n_ctx`` cells, rounded up, for each of ``parallel`` streams. Windows do
+    not shorten it: it is kept whole so that it can be cut anywhere. Fixed states are kept for every
+    sequence."""
     kept: dict[int, int] = {}
     for rows in spec.caches:
-        count = -(-rows_of // rows.tokens_per_row)
+        count = -(-cells(n_ctx) // rows.tokens_per_row) * parallel
         for layer in rows.layers:
             kept[layer] = kept.get(layer, 0) + count * row_bytes(rows, kv_type)
     for layer, size in spec.state_bytes:
-        kept[layer] = kept.get(layer, 0) + size * sequences
+        kept[layer] = kept.get(layer, 0) + size * sequences(parallel)
     return kept
 
 
 def _kv_by_layer(spec: ModelSpec, execution: Execution) -> dict[int, int]:
-    return kv_by_layer(
-        spec, (execution.n_ctx * execution.parallel), execution.kv_type, execution.parallel
-    )
+    return kv_by_layer(spec, execution.n_ctx, execution.kv_type, execution.parallel)
 
 
 def _kv(spec: ModelSpec, execution: Execution, seats: Seats) -> dict[str, int]:
@@ -290,8 +295,8 @@ def _kv(spec: ModelSpec, execution: Execution, seats: Seats) -> dict[str, int]:
 
 def _compute(spec: ModelSpec, execution: Execution, seats: Seats, uploaded: int) -> dict[str, int]:
     """By tier. A device's figures are those of ``device_compute_bytes``."""
-    n_ctx = max(execution.n_ctx * execution.parallel, _sequences(execution))
-    tokens = min(n_ctx, max(execution.ubatch, _sequences(execution)))
+    n_ctx, seated = execution.n_ctx, sequences(execution.parallel)
+    tokens = step_tokens(execution.ubatch, n_ctx, execution.parallel)
     head = seats.layer(spec.layers)
     found = {
         card: device_compute_bytes(spec, tokens, n_ctx, head=head == card, uploaded=uploaded)
@@ -305,10 +310,10 @@ def _compute(spec: ModelSpec, execution: Execution, seats: Seats, uploaded: int)
     mask = cells(n_ctx) * (_HALF if flash else _FLOAT)
     floats = layer_floats(spec, here, scores=0 if flash else spec.heads * cells(n_ctx))
     body = tokens * (_masks(spec) * mask + floats * _FLOAT)
-    body += _states(spec, _sequences(execution))
+    body += _states(spec, seated)
     if flash and execution.kv_type == "f32":
         # Flash attention reads 16-bit numbers: one layer's are converted at a time.
-        body += cells(n_ctx) * _elements(spec) * _HALF
+        body += cells(n_ctx) * execution.parallel * _elements(spec) * _HALF
     rotated = execution.kv_type in ("q8_0", "q4_0")
     last = tokens * _head_bytes(spec, mask, rotated=rotated) if head == "ram" else 0
     if last and (not flash or rotated):
@@ -317,9 +322,9 @@ def _compute(spec: ModelSpec, execution: Execution, seats: Seats, uploaded: int)
     return found
 
 
-def _states(spec: ModelSpec, sequences: int = SEQUENCES) -> int:
+def _states(spec: ModelSpec, seated: int = SEQUENCES) -> int:
     """One layer's states of all sequences, gathered for a step."""
-    return sequences * max((size for _, size in spec.state_bytes), default=0)
+    return seated * max((size for _, size in spec.state_bytes), default=0)
 
 
 def _head_bytes(spec: ModelSpec, mask: int, *, rotated: bool = False) -> int:

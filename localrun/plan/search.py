@@ -170,7 +170,7 @@ def arrange(spec: ModelSpec, request: PlanRequest, kind: Engine, n_ctx: int) -> 
     kv_type = kv_type_of(request, kind, spec)
     depth = request.workload.depth + request.workload.prompt
     if kind.cells:
-        kept = memory.kv_by_layer(spec, n_ctx * request.parallel, kv_type, request.parallel)
+        kept = memory.kv_by_layer(spec, n_ctx, kv_type, request.parallel)
     else:
         kept = {
             layer: size * request.parallel for layer, size in by_layer(spec, n_ctx, kv_type).items()
@@ -217,7 +217,7 @@ def _choices(task: Task, n_ctx: int, ubatch: int) -> Iterator[Choice]:
             kv_type_of(request, task.engine, spec),
             ubatch,
             0,
-            buffers=_buffers(task, ubatch, n_ctx * request.parallel),
+            buffers=_buffers(task, ubatch, n_ctx),
             tables=tables,
             cache_bytes=request.expert_cache_bytes,
         )
@@ -230,9 +230,12 @@ def _buffers(task: Task, ubatch: int, n_ctx: int) -> Buffers:
     """At most what the engine will ask for, whichever layers are where."""
     spec, request, engine = task.stack.spec, task.request, task.engine
     floats = task.floats
-    sequences = max(memory.SEQUENCES, request.parallel) if engine.cells else 1
-    n_ctx = max(n_ctx, sequences)
-    tokens = min(n_ctx, max(ubatch, sequences))
+    parallel = request.parallel
+    if engine.cells:
+        sequences, tokens = memory.sequences(parallel), memory.step_tokens(ubatch, n_ctx, parallel)
+    else:
+        sequences, tokens = 1, min(ubatch, n_ctx * parallel)
+        n_ctx *= parallel
     card = memory.device_compute_bytes(spec, tokens, n_ctx, head=False, floats=floats)
     head = memory.device_compute_bytes(spec, tokens, n_ctx, floats=floats)
     host = memory.host_compute_bytes(spec, tokens, n_ctx)
@@ -242,7 +245,7 @@ def _buffers(task: Task, ubatch: int, n_ctx: int) -> Buffers:
         layers += sequences * max((size for _, size in spec.state_bytes), default=0)
         if kv_type == "f32":
             widest = max((rows.elements for rows in spec.caches), default=0)
-            layers += memory.cells(n_ctx) * widest * 2
+            layers += memory.cells(n_ctx) * parallel * widest * 2
         if kv_type in ("q8_0", "q4_0"):
             layers += tokens * spec.width * 4
         process = sequences * memory.vocabulary(spec) * 4 + memory.scratch_bytes(spec, ubatch)

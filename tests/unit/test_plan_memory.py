@@ -130,7 +130,8 @@ def test_the_cache_is_whole_steps_of_cells_and_never_a_window() -> None:
 
     assert kept(1) == kept(256) == 256 * 3 * 256 * 2
     assert kept(257) == kept(300) == 512 * 3 * 256 * 2
-    assert kept(1, parallel=500) == 512 * 3 * 256 * 2
+    assert kept(1, parallel=50) == 50 * kept(1)
+    assert kept(257, parallel=3) == 3 * kept(257)
     assert llamacpp_kv_bytes(spec, replace(RAM, n_ctx=256, kv_type="q8_0")) == 256 * 3 * 8 * 34
 
 
