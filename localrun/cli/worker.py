@@ -17,21 +17,22 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict
+from contextlib import suppress
 from typing import BinaryIO
 
-from localrun.engine import frames
+from localrun.engine import fields, frames
 from localrun.engine.client import EngineInfo
+from localrun.engine.desk import Desk
 from localrun.engine.engine import Engine
-from localrun.engine.generation import Generation
+from localrun.engine.options import EngineOptions
+from localrun.engine.outbox import Outbox
 from localrun.engine.runner import ModelRunner
 from localrun.engine.threads import ThreadRange
-from localrun.errors import EngineError, LocalrunError, UsageError
+from localrun.errors import LocalrunError, UsageError
 from localrun.plan.plan import Plan
 
 # A library that hangs while it is closed must not keep the process after its parent has gone.
 CLOSING_S = 5.0
-Work = Callable[[frames.Frame], object]
 LOADER = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -40,15 +41,9 @@ def main(arguments: list[str]) -> int:
     # Ctrl-C goes to the whole terminal group: the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.excepthook = _end_after
-    with socket.socket(fileno=int(arguments[0])) as channel:
-        incoming, outgoing = channel.makefile("rb"), channel.makefile("wb")
-        with incoming:
-            loaded = _end_with_parent(channel)
-            try:
-                return _serve(incoming, outgoing, loaded)
-            finally:
-                _end_within(CLOSING_S)
-                _close_quietly(outgoing)
+    with socket.socket(fileno=int(arguments[0])) as channel, channel.makefile("rb") as incoming:
+        loaded = _end_with_parent(channel)
+        return _serve(channel, incoming, loaded)
 
 
 def _end_with_parent(channel: socket.socket) -> threading.Event:
@@ -67,26 +62,37 @@ def _end_with_parent(channel: socket.socket) -> threading.Event:
     return loaded
 
 
-def _serve(incoming: BinaryIO, outgoing: BinaryIO, loaded: threading.Event) -> int:
-    reply = Replies(outgoing)
+def _serve(channel: socket.socket, incoming: BinaryIO, loaded: threading.Event) -> int:
     first = frames.read_frame(incoming)
     if first is None:
         return 1
+    desk = Desk()
+    outbox = Outbox(channel, desk.deliver)
+    call = first["call"]
     try:
-        plan = Plan.from_json(first["plan"])
-        threads = ThreadRange(plan.execution.threads, plan.execution.threads_max)
-        engine = Engine(load(first["loader"], plan), threads=threads)
+        plan, options = Plan.from_json(first["plan"]), fields.options_of(first["options"])
+        engine = make(plan, first["loader"], options, on_step=desk.deliver)
         loaded.set()
     except LocalrunError as error:
-        reply.send({"type": "failed", "error": frames.error_fields(error)})
+        failed = {"type": "failed", "call": call, "error": frames.error_fields(error)}
+        # Blocking, and so over before this process is. A parent that is gone reads nothing.
+        with suppress(OSError):
+            channel.sendall(frames.pack(failed))
         return 1
     try:
-        reply.send({"type": "loaded", "info": frames.info_fields(describe(plan, engine))})
-        Desk(engine, reply).serve(incoming)
+        info = fields.info_fields(describe(plan, engine))
+        outbox.send(frames.pack({"type": "answer", "call": call, "value": info}))
+        desk.serve(incoming, outbox, engine)
     finally:
         _end_within(CLOSING_S)
         engine.close()
     return 0
+
+
+def make(plan: Plan, loader: str, options: EngineOptions, *, on_step: Callable[[], None]) -> Engine:
+    """The engine of a plan, as the options want it. Raises what the loaders raise."""
+    threads = ThreadRange(plan.execution.threads, plan.execution.threads_max)
+    return Engine(load(loader, plan), threads=threads, on_step=on_step)
 
 
 def load(loader: str, plan: Plan) -> ModelRunner:
@@ -127,103 +133,6 @@ def describe(plan: Plan, engine: Engine) -> EngineInfo:
     )
 
 
-class Replies:
-    """Frames to the parent from any thread. A parent that is gone is noticed by the reader."""
-
-    def __init__(self, outgoing: BinaryIO) -> None:
-        self._outgoing = outgoing
-        self._lock = threading.Lock()
-
-    def send(self, frame: frames.Frame) -> None:
-        data = frames.pack(frame)
-        try:
-            with self._lock:
-                self._outgoing.write(data)
-                self._outgoing.flush()
-        except OSError:
-            return
-
-
-class Desk:
-    """Takes the parent's frames on one thread; each request streams its events from its own."""
-
-    def __init__(self, engine: Engine, reply: Replies) -> None:
-        self._engine = engine
-        self._reply = reply
-        self._running: dict[int, Generation] = {}
-        self._lock = threading.Lock()
-
-    def serve(self, incoming: BinaryIO) -> None:
-        """Return when the parent says ``close`` or is gone."""
-        while (frame := frames.read_frame(incoming)) is not None:
-            match frame["type"]:
-                case "submit":
-                    self._submit(frame["call"], frame["request"])
-                case "cancel":
-                    self._cancel(frame["call"])
-                case "tokenize":
-                    self._answer(frame["call"], self._tokenize, frame)
-                case "stats":
-                    self._answer(frame["call"], self._stats, frame)
-                case "close":
-                    return
-                case unknown:
-                    raise EngineError(f"the engine's process does not know {unknown!r}")
-
-    def _submit(self, call: int, fields: frames.Frame) -> None:
-        try:
-            generation = self._engine.submit(frames.request_of(fields))
-        except LocalrunError as error:
-            self._fail(call, error)
-            return
-        with self._lock:
-            self._running[call] = generation
-        threading.Thread(target=self._stream, args=(call, generation), daemon=True).start()
-
-    def _stream(self, call: int, generation: Generation) -> None:
-        try:
-            for event in generation:
-                frame = {"type": "event", "call": call, "event": frames.event_fields(event)}
-                self._reply.send(frame)
-        except LocalrunError as error:
-            self._fail(call, error)
-        finally:
-            with self._lock:
-                self._running.pop(call, None)
-
-    def _cancel(self, call: int) -> None:
-        with self._lock:
-            generation = self._running.get(call)
-        if generation is not None:
-            generation.cancel()
-
-    def _answer(
-        self, call: int, work: Callable[[frames.Frame], object], frame: frames.Frame
-    ) -> None:
-        """Off the reading thread: a long text must not delay another request's cancel."""
-
-        def run() -> None:
-            try:
-                self._reply.send({"type": "answer", "call": call, "value": work(frame)})
-            except LocalrunError as error:
-                self._fail(call, error)
-
-        threading.Thread(target=run, daemon=True).start()
-
-    def _tokenize(self, frame: frames.Frame) -> list[int]:
-        return self._engine.tokenize(
-            frame["text"],
-            add_special=frame["add_special"],
-            parse_special=frame["parse_special"],
-        )
-
-    def _stats(self, _: frames.Frame) -> frames.Frame:
-        return asdict(self._engine.stats())
-
-    def _fail(self, call: int, error: LocalrunError) -> None:
-        self._reply.send({"type": "failed", "call": call, "error": frames.error_fields(error)})
-
-
 def _end_after(args: threading.ExceptHookArgs) -> None:
     """A thread with an unforeseen error would leave its request waiting forever: end instead."""
     traceback.print_exception(args.exc_type, args.exc_value, args.exc_traceback)
@@ -235,13 +144,6 @@ def _end_within(seconds: float) -> None:
     timer = threading.Timer(seconds, os._exit, args=(1,))
     timer.daemon = True
     timer.start()
-
-
-def _close_quietly(stream: BinaryIO) -> None:
-    try:
-        stream.close()
-    except OSError:
-        return
 
 
 if __name__ == "__main__":

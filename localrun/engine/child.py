@@ -1,4 +1,4 @@
-"""Knows no model: one run of the engine's child process, and the frames to and from it."""
+"""Knows no model: one run of the engine's child process, and what is asked of it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from localrun import config
-from localrun.engine import frames
+from localrun.engine import fields, frames
+from localrun.engine.channel import Channel
 from localrun.engine.client import EngineInfo
 from localrun.engine.mailbox import Mailbox
-from localrun.engine.request import GenerationRequest
+from localrun.engine.options import EngineOptions
+from localrun.engine.request import EmbeddingRequest, GenerationRequest
 from localrun.errors import EngineCrashedError, EngineError, LocalrunError
 from localrun.store.disk import make_private
 
@@ -26,33 +28,39 @@ WORKER = "localrun.cli.worker"
 PATIENCE_S = 6.0
 # What libraries print is for finding out why one crashed: the last runs are enough.
 LOG_BYTES_MAX = 1 << 20
+# How often an engine that has something to do is asked whether it goes on, in one time-out.
+LOOKS = 8
 
 
 class Child:
     """A process, its channel and the requests under way in it.
 
-    Its end, by whatever cause, is the end of the channel: that fails all that is under way.
+    Its end, by whatever cause, is the end of the channel: that fails all that is under way. An
+    engine that makes no step for ``hang_timeout_s`` seconds while it has something to do is ended;
+    one that is slow goes on, as its steps are counted.
     """
 
     def __init__(
-        self,
-        process: subprocess.Popen[bytes],
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        log: Path | None,
+        self, process: subprocess.Popen[bytes], log: Path | None, hang_timeout_s: float
     ) -> None:
         self._process = process
-        self._reader = reader
-        self._writer = writer
         self._log = log
+        self._hang_timeout_s = hang_timeout_s
+        self._channel = Channel(self._deliver, self._lost)
         self._calls = itertools.count(1)
         self._streams: dict[int, Mailbox] = {}
         self._answers: dict[int, asyncio.Future[Any]] = {}
-        self._listening: asyncio.Task[None] | None = None
+        self._embeddings: set[int] = set()
+        self._doing = "while loading the model"
+        self._verdict: EngineCrashedError | None = None
+        self._reaping: asyncio.Task[int] | None = None
+        self._ending: asyncio.Task[None] | None = None
+        self._next_look: asyncio.TimerHandle | None = None
+        self._steps = self._steps_seen = self._looks_in_vain = 0
         self.alive = True
 
     @staticmethod
-    async def spawn(log: Path | None) -> Child:
+    async def spawn(log: Path | None, hang_timeout_s: float) -> Child:
         """Start a process by exec, with one end of a socket pair and nothing else of ours."""
         output: BinaryIO | None = None
         if log is not None:
@@ -67,72 +75,100 @@ class Child:
         except OSError as error:
             here.close()
             raise EngineError(f"the engine's process cannot be started: {error}") from error
+        child = Child(process, log, hang_timeout_s)
         try:
-            reader, writer = await asyncio.open_connection(sock=here)
+            await child._channel.open(here)
         except BaseException:
             here.close()
             process.kill()
             process.wait()
             raise
-        return Child(process, reader, writer, log)
+        return child
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
-    async def load(self, plan: str, loader: str, timeout_s: float) -> EngineInfo:
-        """Hand over the plan and wait until the weights are loaded; then listen.
+    async def load(
+        self, plan: str, loader: str, options: EngineOptions, timeout_s: float
+    ) -> EngineInfo:
+        """Hand over the plan and wait until the weights are loaded.
 
         Raises:
             LocalrunError: what the loader raised.
             EngineCrashedError: the process ended.
             EngineError: not loaded within ``timeout_s`` seconds.
         """
-        self._send({"type": "load", "plan": plan, "loader": loader})
+        what = {"plan": plan, "loader": loader, "options": fields.options_fields(options)}
         try:
             async with asyncio.timeout(timeout_s):
-                frame = await self._receive()
+                info = fields.info_of(await self._ask(next(self._calls), "load", what))
         except TimeoutError as error:
             raise EngineError(f"the model was not loaded within {timeout_s:g} s") from error
-        except (asyncio.IncompleteReadError, OSError) as error:
-            raise await self._crashed("while loading the model") from error
-        if frame["type"] == "failed":
-            raise frames.error_of(frame["error"])
-        info = frames.info_of(frame["info"])
-        self._listening = asyncio.create_task(self._listen())
+        self._doing = "under this request"
         return info
 
-    def submit(self, request: GenerationRequest) -> tuple[int, Mailbox]:
-        """Start a generation; its number, for ``forget``, and where its events arrive."""
-        call, mailbox = next(self._calls), Mailbox()
-        self._send({"type": "submit", "call": call, "request": frames.request_fields(request)})
+    async def submit(self, request: GenerationRequest) -> tuple[int, Mailbox]:
+        """Start a generation; its number, for ``forget``, and where its events arrive.
+
+        Raises:
+            RequestError, EngineError: it cannot be sent.
+        """
+        call, mailbox = next(self._calls), Mailbox(request.id)
+        frame = {"type": "submit", "call": call, "request": fields.request_fields(request)}
         self._streams[call] = mailbox
+        try:
+            await self._channel.send_in_turn(frame)
+        except BaseException:
+            self._streams.pop(call, None)
+            raise
+        self._watch()
         return call, mailbox
 
     def forget(self, call: int) -> None:
         """The consumer is done; what still runs is cancelled. Does not wait."""
         if self._streams.pop(call, None) is not None:
-            self._send({"type": "cancel", "call": call})
+            self._channel.send({"type": "cancel", "call": call})
 
-    async def ask(self, kind: str, **fields: Any) -> Any:
-        """One question, one answer."""
-        call = next(self._calls)
-        self._send({"type": kind, "call": call, **fields})
-        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._answers[call] = answer
+    async def ask(self, kind: str, **what: Any) -> Any:
+        """One question, one answer.
+
+        Raises:
+            LocalrunError: what the engine answered.
+            EngineCrashedError: the process ended, or had to be: no answer came in time.
+        """
         try:
-            return await answer
+            async with asyncio.timeout(self._hang_timeout_s):
+                return await self._ask(next(self._calls), kind, what)
+        except TimeoutError:
+            raise self._end_hanging(f"did not answer to {kind!r}") from None
+
+    async def embed(self, request: EmbeddingRequest) -> list[list[float]]:
+        """A vector a text. As long as the engine makes steps it may take its time.
+
+        Raises:
+            LocalrunError: what the engine answered.
+            EngineCrashedError: the process ended.
+        """
+        call = next(self._calls)
+        self._embeddings.add(call)
+        try:
+            self._watch()
+            asked = {"request": fields.embedding_fields(request)}
+            vectors = fields.vectors_of(await self._ask(call, "embed", asked))
+        except asyncio.CancelledError:
+            self._channel.send({"type": "cancel", "call": call})
+            raise
         finally:
-            self._answers.pop(call, None)
+            self._embeddings.discard(call)
+        return vectors
 
     async def close(self) -> None:
         """End the process: first asked, then made to. Nothing of it is left."""
-        self._send({"type": "close"})
+        self._channel.send({"type": "close"})
         self.alive = False
-        if self._listening is not None:
-            self._listening.cancel()
-            await asyncio.gather(self._listening, return_exceptions=True)
         self._fail_all(EngineError("the engine was closed"))
+        self._channel.close()
         await self._hang_up()
 
     async def kill(self) -> None:
@@ -141,67 +177,108 @@ class Child:
         self._process.kill()
         await self._hang_up()
 
-    def _send(self, frame: frames.Frame) -> None:
-        data = frames.pack(frame)
-        if self.alive and not self._writer.is_closing():
-            self._writer.write(data)
-
-    async def _receive(self) -> frames.Frame:
-        prefix = await self._reader.readexactly(frames.PREFIX.size)
-        return frames.unpack(await self._reader.readexactly(frames.body_size(prefix)))
-
-    async def _listen(self) -> None:
+    async def _ask(self, call: int, kind: str, what: frames.Frame) -> Any:
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._answers[call] = answer
         try:
-            while True:
-                self._deliver(await self._receive())
-        except (asyncio.IncompleteReadError, OSError):
-            self.alive = False
-            error = await self._crashed("under this request")
-        except (EngineError, KeyError, TypeError, ValueError) as damage:
-            self.alive = False
-            self._process.kill()
-            error = EngineCrashedError(f"the engine's process sent what it should not: {damage}")
-        await self._hang_up()
-        self._fail_all(error)
+            await self._channel.send_in_turn({"type": kind, "call": call, **what})
+            return await answer
+        finally:
+            self._answers.pop(call, None)
 
     def _deliver(self, frame: frames.Frame) -> None:
-        call = frame["call"]
-        if frame["type"] == "event":
-            if mailbox := self._streams.get(call):
-                event = frames.event_of(frame["event"])
-                mailbox.put(event)
-                if event.finish is not None:
-                    del self._streams[call]
-        elif frame["type"] == "answer":
-            if (answer := self._answers.get(call)) and not answer.done():
+        kind = frame["type"]
+        if kind == "events":
+            for event in frame["events"]:
+                self._deliver_event(event)
+        elif kind == "answer":
+            if (answer := self._answers.get(frame["call"])) and not answer.done():
                 answer.set_result(frame["value"])
-        elif frame["type"] == "failed":
-            error = frames.error_of(frame["error"])
-            if mailbox := self._streams.pop(call, None):
-                mailbox.fail(error)
-            if (answer := self._answers.get(call)) and not answer.done():
-                answer.set_exception(error)
+        elif kind == "failed":
+            self._fail(frame["call"], frames.error_of(frame["error"]))
+        elif kind == "pong":
+            self._steps = frame["steps"]
+
+    def _deliver_event(self, event: fields.EventFields) -> None:
+        mailbox = self._streams.get(event[0])
+        if mailbox is not None:
+            arrived = fields.event_of(mailbox.id, event)
+            mailbox.put(arrived)
+            if arrived.finish is not None:
+                del self._streams[event[0]]
+
+    def _fail(self, call: int, error: LocalrunError) -> None:
+        if mailbox := self._streams.pop(call, None):
+            mailbox.fail(error)
+        if (answer := self._answers.get(call)) and not answer.done():
+            answer.set_exception(error)
 
     def _fail_all(self, error: LocalrunError) -> None:
-        for mailbox in self._streams.values():
-            mailbox.fail(error)
-        self._streams.clear()
-        for answer in self._answers.values():
-            if not answer.done():
-                answer.set_exception(error)
+        for call in [*self._streams, *self._answers]:
+            self._fail(call, error)
+
+    def _watch(self) -> None:
+        """Look after the engine for as long as it has something to do."""
+        if self._next_look is None and self.alive:
+            self._looks_in_vain = 0
+            self._look_later()
+
+    def _look_later(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._next_look = loop.call_later(self._hang_timeout_s / LOOKS, self._look)
+
+    def _look(self) -> None:
+        """Counted in looks, not by the clock: this process may have been stopped for long."""
+        self._next_look = None
+        if not self.alive or not (self._streams or self._embeddings):
+            return
+        self._looks_in_vain = self._looks_in_vain + 1 if self._steps == self._steps_seen else 0
+        self._steps_seen = self._steps
+        if self._looks_in_vain > LOOKS:
+            self._end_hanging("made no step")
+            return
+        self._channel.send({"type": "ping"})
+        self._look_later()
+
+    def _end_hanging(self, what: str) -> EngineCrashedError:
+        self._verdict = self._crash(f"{what} for {self._hang_timeout_s:g} s and was ended")
+        self.alive = False
+        self._process.kill()
+        self._channel.abort()
+        self._fail_all(self._verdict)
+        return self._verdict
+
+    def _lost(self, damage: Exception | None) -> None:
+        self.alive = False
+        if self._next_look is not None:
+            self._next_look.cancel()
+        if damage is not None:
+            self._process.kill()
+            self._verdict = self._crash(f"sent what it should not: {damage}")
+        self._ending = asyncio.get_running_loop().create_task(self._fail_with_status())
+
+    async def _fail_with_status(self) -> None:
+        status = await self._status()
+        how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+        self._fail_all(self._verdict or self._crash(f"ended {self._doing} ({how})"))
 
     async def _hang_up(self) -> None:
-        if not self._writer.is_closing():
-            self._writer.close()
-        await asyncio.gather(self._writer.wait_closed(), return_exceptions=True)
-        await asyncio.to_thread(_wait, self._process)
+        await self._status()
+        # What could not be sent to it any more would keep the channel open.
+        self._channel.abort()
+        await self._channel.ended
+        if self._ending is not None:
+            await self._ending
 
-    async def _crashed(self, when: str) -> EngineCrashedError:
-        status = await asyncio.to_thread(_wait, self._process)
-        how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+    async def _status(self) -> int:
+        if self._reaping is None:
+            self._reaping = asyncio.create_task(asyncio.to_thread(_wait, self._process))
+        return await asyncio.shield(self._reaping)
+
+    def _crash(self, what: str) -> EngineCrashedError:
         again = "send the request again: the engine restarts"
         hint = again if self._log is None else f"{again}; its last words are in {self._log}"
-        return EngineCrashedError(f"the engine's process ended {when} ({how})", hint=hint)
+        return EngineCrashedError(f"the engine's process {what}", hint=hint)
 
 
 def _popen(channel: int, output: BinaryIO | None) -> subprocess.Popen[bytes]:

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
-from localrun.engine.request import GenerationRequest, TokenEvent
+from localrun.engine.request import EmbeddingRequest, GenerationRequest, TokenEvent
 from localrun.engine.runner import RunnerStats
 
 
@@ -39,6 +39,16 @@ class EngineClient(Protocol):
 
         Raises:
             ContextLengthError: the prompt does not fit.
+            EngineCrashedError: the engine's process ended.
+        """
+        ...
+
+    async def embed(self, request: EmbeddingRequest) -> list[list[float]]:
+        """One vector a text, in single precision. A caller that is cancelled ends the work.
+
+        Raises:
+            RequestError, ContextLengthError: what a field or a text has too much of.
+            EngineError: the model makes no embeddings.
             EngineCrashedError: the engine's process ended.
         """
         ...

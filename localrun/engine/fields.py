@@ -11,7 +11,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from localrun.engine.client import EngineInfo
 from localrun.engine.options import DraftModel, EngineOptions
@@ -27,6 +27,10 @@ from localrun.engine.request import (
 )
 from localrun.errors import RequestError
 from localrun.plan.plan import Plan
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Fields = dict[str, Any]
 EventFields = list[Any]
@@ -48,9 +52,9 @@ def ids_of(field: str) -> list[int]:
     return _numbers("i", field).tolist()
 
 
-def vectors_field(vectors: Iterable[Sequence[float]]) -> list[str]:
-    """Each vector as text, in single precision, exactly."""
-    return [b64encode(array("f", vector)).decode("ascii") for vector in vectors]
+def vectors_field(vectors: Iterable[NDArray[np.float32]]) -> list[str]:
+    """Each vector as text, exactly."""
+    return [b64encode(vector.tobytes()).decode("ascii") for vector in vectors]
 
 
 def vectors_of(field: list[str]) -> list[list[float]]:

@@ -9,23 +9,14 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterable
-from dataclasses import asdict
 from typing import Any, BinaryIO
 
 from localrun import errors
-from localrun.engine.client import EngineInfo
-from localrun.engine.request import (
-    FinishReason,
-    GenerationRequest,
-    SamplingParams,
-    Timings,
-    TokenEvent,
-)
 from localrun.errors import EngineError, LocalrunError
 
 Frame = dict[str, Any]
 
-# A prompt of a million tokens takes 7 MB; the largest request body (32 MiB) fits as one text.
+# A prompt of a million tokens takes 5 MB; the largest request body (32 MiB) fits as one text.
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 PREFIX = struct.Struct("!I")
 
@@ -39,7 +30,8 @@ _ERROR_FIELDS = {
     "OutOfMemoryError": ("tier", "needed_bytes", "held_bytes"),
 }
 
-
+# Made once: json.dumps would make one for each frame.
+_encode = json.JSONEncoder(ensure_ascii=True, separators=(",", ":")).encode
 _MISMATCH = "the engine's process is damaged or of another version: start localrun again"
 
 
@@ -49,7 +41,7 @@ def pack(frame: Frame) -> bytes:
     Raises:
         EngineError: it would exceed ``MAX_FRAME_BYTES``.
     """
-    body = json.dumps(frame, ensure_ascii=True, separators=(",", ":")).encode()
+    body = _encode(frame).encode()
     if len(body) > MAX_FRAME_BYTES:
         raise EngineError(
             f"a message of {len(body)} bytes to or from the engine: the limit is {MAX_FRAME_BYTES}",
@@ -58,7 +50,7 @@ def pack(frame: Frame) -> bytes:
     return PREFIX.pack(len(body)) + body
 
 
-def body_size(prefix: bytes) -> int:
+def body_size(prefix: bytes | bytearray) -> int:
     """How many bytes follow ``prefix``.
 
     Raises:
@@ -72,7 +64,7 @@ def body_size(prefix: bytes) -> int:
     return size
 
 
-def unpack(body: bytes) -> Frame:
+def unpack(body: bytes | bytearray) -> Frame:
     """The object in a frame's body.
 
     Raises:
@@ -107,68 +99,35 @@ def read_frame(stream: BinaryIO) -> Frame | None:
     return unpack(body)
 
 
-def request_fields(request: GenerationRequest) -> Frame:
-    # Not asdict: it would copy a prompt of a million tokens one by one.
-    return {
-        "id": request.id,
-        "prompt": request.prompt,
-        "sampling": asdict(request.sampling),
-        "max_tokens": request.max_tokens,
-        "stop": request.stop,
-        "ignore_end": request.ignore_end,
-        "marks": request.marks,
-    }
+class FrameBuffer:
+    """Frames out of bytes that come in pieces of any size."""
 
+    def __init__(self) -> None:
+        self._begun = bytearray()
 
-def request_of(fields: Frame) -> GenerationRequest:
-    return GenerationRequest(
-        id=fields["id"],
-        prompt=tuple(fields["prompt"]),
-        sampling=SamplingParams(**fields["sampling"]),
-        max_tokens=fields["max_tokens"],
-        stop=tuple(fields["stop"]),
-        ignore_end=fields["ignore_end"],
-        marks=tuple(fields["marks"]),
-    )
+    def feed(self, data: bytes) -> list[Frame]:
+        """The frames that are whole now.
 
-
-def event_fields(event: TokenEvent) -> Frame:
-    """Only what differs from an empty event: most frames carry one token."""
-    fields: Frame = {"id": event.id}
-    if event.text:
-        fields["text"] = event.text
-    if event.tokens:
-        fields["tokens"] = event.tokens
-    if event.prefilled is not None:
-        fields["prefilled"] = event.prefilled
-    if event.finish is not None:
-        fields["finish"] = event.finish.value
-    if event.timings is not None:
-        fields["timings"] = asdict(event.timings)
-    if event.error is not None:
-        fields["error"] = event.error
-    return fields
-
-
-def event_of(fields: Frame) -> TokenEvent:
-    finish, timings = fields.get("finish"), fields.get("timings")
-    return TokenEvent(
-        id=fields["id"],
-        text=fields.get("text", ""),
-        tokens=tuple(fields.get("tokens", ())),
-        prefilled=fields.get("prefilled"),
-        finish=None if finish is None else FinishReason(finish),
-        timings=None if timings is None else Timings(**timings),
-        error=fields.get("error"),
-    )
-
-
-def info_fields(info: EngineInfo) -> Frame:
-    return asdict(info)
-
-
-def info_of(fields: Frame) -> EngineInfo:
-    return EngineInfo(**fields)
+        Raises:
+            EngineError: a frame is too large or malformed; nothing after it can be read.
+        """
+        whole: bytes | bytearray = data
+        if self._begun:
+            self._begun += data
+            whole = self._begun
+        frames, at = [], 0
+        while len(whole) - at >= PREFIX.size:
+            start = at + PREFIX.size
+            end = start + body_size(whole[at:start])
+            if end > len(whole):
+                break
+            frames.append(unpack(whole[start:end]))
+            at = end
+        if whole is self._begun:
+            del self._begun[:at]
+        elif at < len(data):
+            self._begun += data[at:]
+        return frames
 
 
 def error_fields(error: LocalrunError) -> Frame:

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from localrun.engine.joined import Joined
 from localrun.engine.request import GenerationRequest, TokenEvent
 
 MAX_EVENTS: Final = 64
@@ -17,7 +18,7 @@ class Generation(Iterator[TokenEvent]):
 
     The engine never waits for a reader: ``MAX_EVENTS`` are kept apart, what comes after them is
     joined into one event, so memory is bounded by the text itself. ``on_ready`` is called from the
-    engine's thread when events wait after none did; it must not block.
+    thread that puts, mostly the engine's, when events wait after none did; it must not block.
     """
 
     def __init__(
@@ -31,7 +32,7 @@ class Generation(Iterator[TokenEvent]):
         self._on_ready = on_ready
         self._changed = threading.Condition()
         self._events: deque[TokenEvent] = deque()
-        self._joined = _Joined(request.id)
+        self._joined = Joined()
         self._final: TokenEvent | None = None
         self._done = False
 
@@ -53,7 +54,11 @@ class Generation(Iterator[TokenEvent]):
     def poll(self) -> list[TokenEvent]:
         """The events there are, without waiting; the last one of the stream has ``finish``."""
         with self._changed:
-            return list(iter(self._take, None))
+            events = list(self._events)
+            self._events.clear()
+            while (event := self._take()) is not None:
+                events.append(event)
+            return events
 
     def cancel(self) -> None:
         """End within one step, from any thread. The last event still comes; a second call is
@@ -84,31 +89,3 @@ class Generation(Iterator[TokenEvent]):
         final, self._final = self._final, None
         self._done = self._done or final is not None
         return final
-
-
-class _Joined:
-    """Events become one: texts and tokens in order, the latest progress."""
-
-    def __init__(self, id_: str) -> None:
-        self._id = id_
-        self._texts: list[str] = []
-        self._tokens: list[int] = []
-        self._prefilled: int | None = None
-
-    def __bool__(self) -> bool:
-        return bool(self._texts or self._tokens or self._prefilled is not None)
-
-    def add(self, event: TokenEvent) -> None:
-        self._texts.append(event.text)
-        self._tokens.extend(event.tokens)
-        if event.prefilled is not None:
-            self._prefilled = event.prefilled
-
-    def take(self) -> TokenEvent:
-        if self._prefilled is not None:
-            progress, self._prefilled = self._prefilled, None
-            return TokenEvent(self._id, prefilled=progress)
-        event = TokenEvent(self._id, "".join(self._texts), tuple(self._tokens))
-        self._texts.clear()
-        self._tokens.clear()
-        return event

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 
 from localrun.engine.client import EngineInfo
 from localrun.engine.engine import Engine
-from localrun.engine.request import GenerationRequest, TokenEvent
+from localrun.engine.generation import Generation
+from localrun.engine.request import EmbeddingRequest, GenerationRequest, TokenEvent
 from localrun.engine.runner import RunnerStats
 
 
@@ -46,7 +47,7 @@ class LocalEngineClient:
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(ready.set)
 
-        generation = self._engine.submit(request, on_ready=wake)
+        generation = await self._submit(request, wake)
         try:
             while True:
                 # Cleared before the look: what comes after the look sets it again.
@@ -59,9 +60,33 @@ class LocalEngineClient:
         finally:
             generation.cancel()
 
+    async def _submit(self, request: GenerationRequest, wake: Callable[[], None]) -> Generation:
+        if request.grammar is None:
+            return self._engine.submit(request, on_ready=wake)
+        # Compiling takes its time; nobody else's events may wait for it.
+        submitting = asyncio.ensure_future(
+            asyncio.to_thread(self._engine.submit, request, on_ready=wake)
+        )
+        try:
+            return await asyncio.shield(submitting)
+        except asyncio.CancelledError:
+            submitting.add_done_callback(_cancel_late)
+            raise
+
+    async def embed(self, request: EmbeddingRequest) -> list[list[float]]:
+        """One vector a text; see ``EngineClient.embed``."""
+        vectors = await asyncio.wrap_future(self._engine.embed(request))
+        return [vector.tolist() for vector in vectors]
+
     async def stats(self) -> RunnerStats:
         return self._engine.stats()
 
     async def close(self) -> None:
         """Close the engine without blocking the loop."""
         await asyncio.to_thread(self._engine.close)
+
+
+def _cancel_late(submitting: asyncio.Future[Generation]) -> None:
+    """Whoever asked for it has gone while its grammar was compiled."""
+    if not submitting.cancelled() and submitting.exception() is None:
+        submitting.result().cancel()

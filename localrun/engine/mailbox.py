@@ -7,35 +7,35 @@ mailbox never holds more than two, progress and text, however long the queue wou
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 
+from localrun.engine.joined import Joined
 from localrun.engine.request import TokenEvent
 from localrun.errors import LocalrunError
 
 
 class Mailbox:
-    """``put`` and ``fail`` never wait; ``take`` waits for something to give. One event loop."""
+    """``put`` and ``fail`` never wait; ``take`` waits for something to give.
 
-    def __init__(self) -> None:
-        self._ready = asyncio.Event()
-        self._texts: list[str] = []
-        self._tokens: list[int] = []
-        self._last: TokenEvent | None = None
-        self._prefilled: int | None = None
+    One event loop, one consumer.
+    """
+
+    __slots__ = ("_error", "_events", "_loop", "_waiting", "id")
+
+    def __init__(self, id_: str) -> None:
+        self.id = id_
+        self._loop = asyncio.get_running_loop()
+        self._events = Joined()
         self._error: LocalrunError | None = None
+        self._waiting: asyncio.Future[None] | None = None
 
     def put(self, event: TokenEvent) -> None:
-        self._texts.append(event.text)
-        self._tokens.extend(event.tokens)
-        if event.prefilled is not None:
-            self._prefilled = event.prefilled
-        self._last = event
-        self._ready.set()
+        self._events.add(event)
+        self._wake()
 
     def fail(self, error: LocalrunError) -> None:
         """What ``take`` raises once the events before it are taken."""
         self._error = error
-        self._ready.set()
+        self._wake()
 
     async def take(self) -> TokenEvent:
         """What has arrived since the last call, as one event: progress first, then all the rest.
@@ -43,23 +43,17 @@ class Mailbox:
         Raises:
             LocalrunError: what ``fail`` was given.
         """
-        await self._ready.wait()
-        last = self._last
-        if last is None:
-            assert self._error is not None
-            raise self._error
-        if self._prefilled is not None:
-            progress, self._prefilled = self._prefilled, None
-            if last.prefilled is not None:
-                self._taken()
-            return TokenEvent(last.id, prefilled=progress)
-        text, tokens = "".join(self._texts), tuple(self._tokens)
-        self._taken()
-        return replace(last, text=text, tokens=tokens)
+        while not self._events:
+            if self._error is not None:
+                raise self._error
+            self._waiting = self._loop.create_future()
+            try:
+                await self._waiting
+            finally:
+                self._waiting = None
+        return self._events.take()
 
-    def _taken(self) -> None:
-        self._last = None
-        self._texts.clear()
-        self._tokens.clear()
-        if self._error is None:
-            self._ready.clear()
+    def _wake(self) -> None:
+        # A consumer that was cancelled a moment ago has a future that is done.
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)

@@ -15,12 +15,16 @@ from typing import Any
 
 from localrun.engine.child import Child
 from localrun.engine.client import EngineInfo
-from localrun.engine.request import GenerationRequest, TokenEvent
+from localrun.engine.fields import ids_of
+from localrun.engine.options import EngineOptions
+from localrun.engine.request import EmbeddingRequest, GenerationRequest, TokenEvent
 from localrun.engine.runner import RunnerStats
 from localrun.errors import EngineCrashedError, EngineError
 from localrun.plan.plan import Plan
 
 LOAD_TIMEOUT_S = 900.0
+# Long: one step may read a large model from a slow disk.
+HANG_TIMEOUT_S = 300.0
 # After so many crashes in a row a restart waits, twice as long each time.
 FREE_RESTARTS = 3
 LONGEST_PAUSE_S = 60.0
@@ -35,14 +39,18 @@ class EngineProcess:
         *,
         loader: str,
         chat_template: str | None,
+        options: EngineOptions | None = None,
         load_timeout_s: float = LOAD_TIMEOUT_S,
+        hang_timeout_s: float = HANG_TIMEOUT_S,
         log: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._plan = plan
         self._loader = loader
         self._chat_template = chat_template
+        self._options = options or EngineOptions()
         self._load_timeout_s = load_timeout_s
+        self._hang_timeout_s = hang_timeout_s
         self._log = log
         self._clock = clock
         self._child: Child | None = None
@@ -59,12 +67,15 @@ class EngineProcess:
         *,
         loader: str,
         chat_template: str | None,
+        options: EngineOptions | None = None,
         load_timeout_s: float = LOAD_TIMEOUT_S,
+        hang_timeout_s: float = HANG_TIMEOUT_S,
         log: Path | None = None,
     ) -> EngineProcess:
         """Spawn a child and load the plan's model in it.
 
         loader: ``module:function`` that takes the Plan and returns a ModelRunner.
+        hang_timeout_s: an engine that has work and makes no step for so long is ended.
         log: the child's standard output and error are appended here; None discards them.
 
         Raises:
@@ -76,7 +87,9 @@ class EngineProcess:
             plan,
             loader=loader,
             chat_template=chat_template,
+            options=options,
             load_timeout_s=load_timeout_s,
+            hang_timeout_s=hang_timeout_s,
             log=log,
         )
         await engine._running()
@@ -100,10 +113,11 @@ class EngineProcess:
         Raises:
             EngineCrashedError: the engine's process ended.
         """
-        tokens: list[int] = await self._ask(
-            "tokenize", text=text, add_special=add_special, parse_special=parse_special
+        return ids_of(
+            await self._ask(
+                "tokenize", text=text, add_special=add_special, parse_special=parse_special
+            )
         )
-        return tokens
 
     async def stats(self) -> RunnerStats:
         """Counters and memory of the runner.
@@ -123,7 +137,7 @@ class EngineProcess:
             EngineCrashedError: the engine's process ended; the next call starts it again.
         """
         child = await self._running()
-        call, mailbox = child.submit(request)
+        call, mailbox = await child.submit(request)
         try:
             while True:
                 event = await mailbox.take()
@@ -137,6 +151,17 @@ class EngineProcess:
             raise
         finally:
             child.forget(call)
+
+    async def embed(self, request: EmbeddingRequest) -> list[list[float]]:
+        """One vector a text; see ``EngineClient.embed``."""
+        child = await self._running()
+        try:
+            vectors = await child.embed(request)
+        except EngineCrashedError:
+            self._note_crash(child)
+            raise
+        self._crashes = 0
+        return vectors
 
     async def close(self) -> None:
         """End the child and whatever it was doing. May be called again."""
@@ -168,9 +193,11 @@ class EngineProcess:
             return self._child
 
     async def _spawn(self) -> Child:
-        child = await Child.spawn(self._log)
+        child = await Child.spawn(self._log, self._hang_timeout_s)
         try:
-            info = await child.load(self._plan.to_json(), self._loader, self._load_timeout_s)
+            info = await child.load(
+                self._plan.to_json(), self._loader, self._options, self._load_timeout_s
+            )
         except EngineCrashedError:
             self._count_crash()
             await child.kill()

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
-from dataclasses import fields
+import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from localrun import errors
-from localrun.engine import frames
+from localrun.engine import fields, frames
 from localrun.engine.client import EngineInfo
+from localrun.engine.options import DraftModel, EngineOptions
 from localrun.engine.request import (
+    EmbeddingRequest,
     FinishReason,
     GenerationRequest,
+    Grammar,
     SamplingParams,
     Timings,
     TokenEvent,
+    TokenLogprob,
 )
-from localrun.errors import EngineError, LocalrunError
+from localrun.errors import EngineError, LocalrunError, RequestError
+from tests.engine_child import plan
 
 
 def _through(frame: frames.Frame) -> frames.Frame:
@@ -27,20 +35,72 @@ def _through(frame: frames.Frame) -> frames.Frame:
     return read
 
 
-def test_a_request_comes_out_as_it_went_in() -> None:
-    request = GenerationRequest(
-        "r1", (1, 2, 3), SamplingParams(0.5, 3, 0.9, 0.1, 1.1, 2**63), 7, ("a\nb", "\ud800")
-    )
+BARE = GenerationRequest("r", (1,))
+FULL = GenerationRequest(
+    "r1",
+    (1, 2**31 - 1, -1),
+    SamplingParams(
+        0.5,
+        seed=2**63,
+        dry_breakers=("a", "\ud800"),
+        logit_bias=((3, -100.0), (4, 0.5)),
+        logprobs=20,
+    ),
+    7,
+    ("a\nb", "\ud800"),
+    ignore_end=True,
+    marks=("<think>",),
+    grammar=Grammar("regex", "a+"),
+    owner="someone",
+    client="somewhere",
+    priority="background",
+    draft=False,
+)
 
-    frame = _through({"type": "submit", "request": frames.request_fields(request)})
 
-    assert frames.request_of(frame["request"]) == request
+@pytest.mark.parametrize("request_", [BARE, FULL], ids=["bare", "full"])
+def test_a_request_comes_out_as_it_went_in(request_: GenerationRequest) -> None:
+    frame = _through({"type": "submit", "request": fields.request_fields(request_)})
+
+    assert fields.request_of(frame["request"]) == request_
 
 
-def test_no_field_of_a_request_is_left_behind() -> None:
-    sent = frames.request_fields(GenerationRequest("r", (1,)))
+def test_the_request_that_is_tried_differs_from_a_bare_one_in_every_field() -> None:
+    names = [field.name for field in dataclasses.fields(GenerationRequest)]
 
-    assert set(sent) == {field.name for field in fields(GenerationRequest)}
+    assert [name for name in names if getattr(BARE, name) == getattr(FULL, name)] == []
+
+
+@pytest.mark.parametrize("token", [2**31, -(2**31) - 1, 1.5, "1", None])
+def test_a_prompt_of_what_is_no_token_is_refused(token: object) -> None:
+    request = GenerationRequest("r", (1, token))  # type: ignore[arg-type]  # what is refused
+
+    with pytest.raises(RequestError, match="token id"):
+        fields.request_fields(request)
+
+
+def test_a_request_for_embeddings_comes_out_as_it_went_in() -> None:
+    request = EmbeddingRequest("e", ((1, 2), (), (3,)), "last", False, 64, "c", "interactive")
+    frame = _through({"type": "embed", "request": fields.embedding_fields(request)})
+
+    assert fields.embedding_of(frame["request"]) == request
+
+
+def test_vectors_come_out_exactly() -> None:
+    vectors = [np.array(values, np.float32) for values in ([0.1, -3e38, 1e-45], [], [7])]
+    frame = _through({"type": "answer", "value": fields.vectors_field(vectors)})
+
+    assert fields.vectors_of(frame["value"]) == [vector.tolist() for vector in vectors]
+
+
+def test_options_come_out_as_they_went_in() -> None:
+    draft = DraftModel(plan("mock:draft"), "somewhere:load")
+    for options in (EngineOptions(), EngineOptions(Path("/states"), 5, False, draft)):
+        frame = _through({"type": "load", "options": fields.options_fields(options)})
+        assert fields.options_of(frame["options"]) == options
+
+
+LOGPROB = TokenLogprob(5, b"\xff\x00", -0.5, ((5, b"\xff\x00", -0.5), (6, b"", -math.inf)))
 
 
 @pytest.mark.parametrize(
@@ -48,22 +108,24 @@ def test_no_field_of_a_request_is_left_behind() -> None:
     [
         TokenEvent("r"),
         TokenEvent("r", prefilled=0),
-        TokenEvent("r", "héllo", (5, 6)),
-        TokenEvent("r", finish=FinishReason.STOP, timings=Timings(3, 1, 2, 0.5, 0.25)),
+        TokenEvent("r", "héllo\ud800", (5, 6)),
+        TokenEvent("r", "x", (5,), logprobs=(LOGPROB, LOGPROB)),
+        TokenEvent("r", finish=FinishReason.STOP, timings=Timings(3, 1, 2, 0.5, 0.25, 0.1, 9, 8)),
         TokenEvent("r", finish=FinishReason.ERROR, error="why"),
     ],
-    ids=["empty", "prefilled", "text", "last", "error"],
+    ids=["empty", "prefilled", "text", "logprobs", "last", "error"],
 )
 def test_an_event_comes_out_as_it_went_in(event: TokenEvent) -> None:
-    frame = _through({"type": "event", "event": frames.event_fields(event)})
+    frame = _through({"type": "events", "events": [fields.event_fields(9, event)]})
 
-    assert frames.event_of(frame["event"]) == event
+    assert frame["events"][0][0] == 9
+    assert fields.event_of("r", frame["events"][0]) == event
 
 
 def test_what_an_engine_says_of_itself_comes_out_as_it_went_in() -> None:
     info = EngineInfo("ref", "mock", "llama", 4096, "<s>", "</s>", True, None)
 
-    assert frames.info_of(_through({"type": "x", "info": frames.info_fields(info)})["info"]) == info
+    assert fields.info_of(_through({"type": "x", "info": fields.info_fields(info)})["info"]) == info
 
 
 def _instances() -> list[LocalrunError]:
@@ -133,6 +195,29 @@ def test_a_frame_over_the_limit_is_not_sent() -> None:
 
 
 def test_an_ordinary_event_costs_few_bytes() -> None:
-    packed = frames.event_fields(TokenEvent("id", " word", (17,)))
+    packed = fields.event_fields(3, TokenEvent("id", " word", (17,)))
 
-    assert json.dumps(packed) == '{"id": "id", "text": " word", "tokens": [17]}'
+    assert json.dumps(packed) == '[3, " word", [17]]'
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 5, 7, 1000])
+def test_frames_come_out_of_pieces_of_any_size(size: int) -> None:
+    sent = [{"type": "a"}, {"type": "b", "text": "x" * 50}, {"type": "c"}]
+    stream = b"".join(frames.pack(frame) for frame in sent)
+    buffer = frames.FrameBuffer()
+    pieces = [stream[at : at + size] for at in range(0, len(stream), size)]
+
+    assert [frame for piece in pieces for frame in buffer.feed(piece)] == sent
+
+
+WHOLE = frames.pack({"type": "a"})
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [stream for name, stream in BAD_STREAMS.items() if not name.startswith("half")],
+    ids=[name for name in BAD_STREAMS if not name.startswith("half")],
+)
+def test_a_bad_frame_after_a_good_one_is_refused_with_a_typed_error(stream: bytes) -> None:
+    with pytest.raises(EngineError):
+        frames.FrameBuffer().feed(WHOLE + stream)

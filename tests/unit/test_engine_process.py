@@ -17,7 +17,9 @@ import pytest
 
 from localrun.engine import frames
 from localrun.engine.child import LOG_BYTES_MAX, Child, _open_log
+from localrun.engine.fields import options_fields
 from localrun.engine.mailbox import Mailbox
+from localrun.engine.options import EngineOptions
 from localrun.engine.process import EngineProcess
 from localrun.engine.request import FinishReason, GenerationRequest, TokenEvent
 from localrun.errors import (
@@ -250,8 +252,10 @@ def test_a_child_that_loads_ends_when_its_parent_is_gone() -> None:
         command = [sys.executable, "-P", "-m", "localrun.cli.worker", str(there.fileno())]
         child = subprocess.Popen(command, pass_fds=[there.fileno()])
         there.close()
-        first = {"type": "load", "plan": plan("any").to_json()}
-        here.sendall(frames.pack(first | {"loader": "tests.engine_child:never"}))
+        first = {"type": "load", "call": 1, "plan": plan("any").to_json()}
+        options = options_fields(EngineOptions())
+        loader = "tests.engine_child:never"
+        here.sendall(frames.pack(first | {"loader": loader, "options": options}))
         with pytest.raises(subprocess.TimeoutExpired):
             child.wait(timeout=1)
     try:
@@ -308,6 +312,7 @@ async def test_an_interrupt_of_the_terminal_does_not_end_the_child() -> None:
 
 PARENT = """
 import asyncio, sys
+from localrun.engine.options import EngineOptions
 from localrun.engine.process import EngineProcess
 from tests.engine_child import LOADER, plan, request
 
@@ -343,13 +348,13 @@ async def test_a_frame_that_no_engine_sends_ends_the_child_and_its_requests() ->
         assert isinstance(child, Child)
         running = asyncio.ensure_future(collect(engine, request()))
         await engine.tokenize("x")
-        child._reader.feed_data(b"\xff\xff\xff\xff")
+        child._channel.data_received(b"\xff\xff\xff\xff")
         with pytest.raises(EngineCrashedError, match="announces 4294967295 bytes"):
             await running
 
 
 async def test_a_mailbox_waits_again_once_its_progress_is_taken() -> None:
-    mailbox = Mailbox()
+    mailbox = Mailbox("r")
     mailbox.put(TokenEvent("r", prefilled=2))
     assert await mailbox.take() == TokenEvent("r", prefilled=2)
     waiting = asyncio.ensure_future(mailbox.take())
@@ -361,7 +366,7 @@ async def test_a_mailbox_waits_again_once_its_progress_is_taken() -> None:
 
 
 async def test_a_mailbox_gives_what_came_meanwhile_as_one_event_and_then_the_error() -> None:
-    mailbox = Mailbox()
+    mailbox = Mailbox("r")
     mailbox.put(TokenEvent("r", prefilled=2))
     mailbox.put(TokenEvent("r", prefilled=3))
     mailbox.put(TokenEvent("r", "a", (1,)))
