@@ -11,25 +11,41 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from typing import TYPE_CHECKING
 
 from localrun.engine.generation import Generation
 from localrun.engine.limits import MAX_WAITING, check
-from localrun.engine.request import FinishReason, GenerationRequest
-from localrun.engine.runner import ModelRunner, RunnerStats, Vocabulary
+from localrun.engine.prefix import PrefixCache
+from localrun.engine.queue import Queue
+from localrun.engine.request import EmbeddingRequest, FinishReason, GenerationRequest
+from localrun.engine.runner import ForwardAborted, ModelRunner, RunnerStats, Vocabulary
 from localrun.engine.scheduler import Scheduler
 from localrun.engine.sequence import Clock, Sequence
 from localrun.engine.threads import ThreadRange, ThreadTuner
-from localrun.errors import BusyError, EngineError
+from localrun.errors import BusyError, EngineError, LocalrunError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from localrun.engine.drafting import Drafting
+    from localrun.engine.embeddings import EmbeddingJob
+    from localrun.engine.grammar import GrammarCompiler, Matcher
+    from localrun.engine.request import Grammar
+    from localrun.engine.states import StateStore
 
 # How long an abort may have missed the forward it was meant for before it is repeated.
 _ABORT_AGAIN_S = 0.05
 
 
 class Engine:
-    """Generates for one request after the other, in the order they came.
+    """Generates for all requests at once, as far as the runner can, and fairly.
 
-    ``threads`` None leaves the runner's thread count alone. Every method is safe to call from any
-    thread. Every generation gets its last event, also when the engine is closed under it.
+    ``threads`` None leaves the runner's thread count alone. ``drafting`` guesses what comes next
+    (``drafting.py``), ``states`` keeps what was computed across unload and restart; the engine
+    closes both. ``on_step`` is called on the engine's thread after each step's events; it must not
+    block. Every method is safe to call from any thread. Every generation gets its last event, also
+    when the engine is closed under it.
     """
 
     def __init__(
@@ -37,6 +53,9 @@ class Engine:
         runner: ModelRunner,
         *,
         threads: ThreadRange | None = None,
+        drafting: Drafting | None = None,
+        states: Callable[[ModelRunner], StateStore] | None = None,
+        on_step: Callable[[], None] | None = None,
         clock: Clock = time.perf_counter,
     ) -> None:
         """Take the runner over.
@@ -46,15 +65,21 @@ class Engine:
         """
         self._runner = runner
         self._clock = clock
+        self._drafting = drafting
+        self._states = states
+        self._on_step = on_step or _nothing
         self._changed = threading.Condition()
-        self._waiting: deque[Sequence] = deque()
-        self._closing = False
+        self._waiting = Queue()
+        self._jobs: deque[tuple[EmbeddingJob, Future[NDArray[np.float32]]]] = deque()
+        self._embedding = False
+        self._grammars: GrammarCompiler | None = None
+        self._compiling = threading.Lock()
+        self._closing = self._started = False
         self._error: str | None = None
         # Tokenizing must not race with the freeing of what it reads.
         self._tokenizing = threading.Lock()
         self._n_ctx = runner.capabilities.n_ctx
-        tuner = None if threads is None else ThreadTuner(threads)
-        self._scheduler = Scheduler(runner, tuner, clock)
+        self._tuner = None if threads is None else ThreadTuner(threads)
         ready: Future[Vocabulary] = Future()
         # A daemon, so that a caller who forgot to close can still end; close() joins it.
         self._thread = threading.Thread(target=self._run, args=(ready,), name="engine", daemon=True)
@@ -72,6 +97,11 @@ class Engine:
     @property
     def n_ctx(self) -> int:
         return self._n_ctx
+
+    @property
+    def steps(self) -> int:
+        """Grows while the engine is alive and has something to do."""
+        return self._scheduler.steps
 
     def stats(self) -> RunnerStats:
         """The runner's counters when the last generation ended."""
@@ -92,24 +122,49 @@ class Engine:
     def submit(
         self, request: GenerationRequest, *, on_ready: Callable[[], None] | None = None
     ) -> Generation:
-        """Queue a request. ``on_ready``: see ``Generation``.
+        """Queue a request. ``on_ready``: see ``Generation``. Blocks only while a grammar is
+        compiled, at most for its deadline.
 
         Raises:
             RequestError: a field out of its range, named.
+            GrammarError: the grammar cannot be compiled, or not in time.
             ContextLengthError: the prompt leaves no room for one token.
             BusyError: too many requests wait.
             EngineError: the engine is closed.
         """
         check(request, n_ctx=self._n_ctx, vocabulary_size=len(self._vocabulary.tokens))
+        matcher = None if request.grammar is None else self._compile(request.grammar)
         generation = Generation(request, lambda: self._cancel(sequence), on_ready)
-        sequence = Sequence(request, generation, self._vocabulary, self._n_ctx, self._clock)
+        sequence = Sequence(
+            request, generation, self._vocabulary, self._n_ctx, self._clock, matcher
+        )
         with self._changed:
             self._check_open()
-            if len(self._waiting) >= MAX_WAITING:
-                raise BusyError(f"{MAX_WAITING} requests are waiting already")
-            self._waiting.append(sequence)
+            self._waiting.put(sequence)
             self._changed.notify()
         return generation
+
+    def embed(self, request: EmbeddingRequest) -> Future[NDArray[np.float32]]:
+        """Vectors ``[texts, dimensions]``. Cancelling the future ends the work after its running
+        step.
+
+        Raises:
+            RequestError, ContextLengthError, EngineError: see ``EmbeddingJob``.
+            BusyError: too many requests wait.
+            EngineError: the engine is closed.
+        """
+        from localrun.engine.embeddings import EmbeddingJob
+
+        size = len(self._vocabulary.tokens)
+        job = EmbeddingJob(request, self._runner.capabilities, vocabulary_size=size)
+        future: Future[NDArray[np.float32]] = Future()
+        with self._changed:
+            self._check_open()
+            if len(self._jobs) >= MAX_WAITING:
+                raise BusyError(f"{MAX_WAITING} requests for embeddings are waiting already")
+            self._jobs.append((job, future))
+            self._changed.notify()
+        return future
 
     def close(self) -> None:
         """End every generation, close the runner, join the thread. A second call is nothing."""
@@ -118,7 +173,23 @@ class Engine:
             self._changed.notify()
         while self._thread.is_alive():
             self._scheduler.abort()
+            if self._embedding:
+                self._runner.abort()
             self._thread.join(_ABORT_AGAIN_S)
+        if self._grammars is not None:
+            self._grammars.close()
+
+    def _compile(self, grammar: Grammar) -> Matcher:
+        with self._compiling:
+            if self._grammars is None:
+                # The library takes a while to load, and few ever need it.
+                from localrun.engine.grammar import GrammarCompiler
+
+                self._grammars = GrammarCompiler(self._vocabulary, self._tokenize_plain)
+        return self._grammars.compile(grammar)
+
+    def _tokenize_plain(self, text: str) -> list[int]:
+        return self.tokenize(text, add_special=False, parse_special=False)
 
     def _check_open(self) -> None:
         if self._closing:
@@ -126,8 +197,8 @@ class Engine:
 
     def _cancel(self, sequence: Sequence) -> None:
         with self._changed:
-            if sequence in self._waiting:
-                self._waiting.remove(sequence)
+            # One that had begun is ended on the engine's thread, which owns what it holds.
+            if sequence.began is None and self._waiting.remove(sequence):
                 sequence.end(FinishReason.CANCELLED)
                 return
         self._scheduler.interrupt(sequence)
@@ -137,7 +208,11 @@ class Engine:
         try:
             if self._start(ready):
                 while self._admit():
-                    self._scheduler.step()
+                    if self._scheduler.active:
+                        self._scheduler.step()
+                    if self._jobs:
+                        self._embed_some()
+                    self._on_step()
             defect = False
         finally:
             # An error that no runner may raise shows on this thread, but no reader waits for it.
@@ -146,35 +221,96 @@ class Engine:
     def _start(self, ready: Future[Vocabulary]) -> bool:
         try:
             vocabulary = self._runner.vocabulary()
+            store = None if self._states is None else self._states(self._runner)
+            self._cache = PrefixCache(self._runner, turn_ends=vocabulary.end, store=store)
+            self._scheduler = Scheduler(
+                self._runner, self._cache, self._tuner, self._drafting, self._clock, self._put_back
+            )
             self._scheduler.start()
         except EngineError as error:
             ready.set_exception(error)
             return False
+        self._started = True
         ready.set_result(vocabulary)
         return True
 
     def _admit(self) -> bool:
         """Wait for something to do and take it up; False when the engine closes."""
+        scheduler = self._scheduler
         with self._changed:
-            while not (self._closing or self._waiting or self._scheduler.busy):
+            while not (self._closing or self._waiting or self._jobs or scheduler.active):
                 self._changed.wait()
             if self._closing:
                 return False
-            while self._waiting and self._scheduler.has_room:
-                self._scheduler.admit(self._waiting.popleft())
+            while self._waiting:
+                sequence = self._waiting.next(scheduler.active, scheduler.ready)
+                if sequence is None:
+                    break
+                scheduler.admit(sequence)
             return True
+
+    def _put_back(self, sequence: Sequence) -> None:
+        with self._changed:
+            self._waiting.put_back(sequence)
+
+    def _embed_some(self) -> None:
+        """One forward's worth of the oldest job: streams go on between."""
+        job, future = self._jobs[0]
+        error: LocalrunError | None = None
+        try:
+            self._embedding = True
+            done = future.cancelled() or (self._has_seat() and job.step(self._runner))
+        except ForwardAborted:
+            done = False
+        except LocalrunError as raised:
+            done, error = True, raised
+        finally:
+            self._embedding = False
+        if not done:
+            return
+        self._jobs.popleft()
+        if future.set_running_or_notify_cancel():
+            if error is None:
+                future.set_result(job.vectors)
+            else:
+                future.set_exception(error)
+
+    def _has_seat(self) -> bool:
+        """Whether the runner has a sequence left for a text; what is parked gives way.
+
+        Raises:
+            EngineError: nothing runs that could give one back.
+        """
+        free = self._cache.seat()
+        if not free and not self._scheduler.active:
+            raise EngineError("the runner has no sequence left")
+        return free
 
     def _end(self, ready: Future[Vocabulary], error: str | None) -> None:
         """The thread's last act: events first, so that no reader waits for a slow close."""
         reason = FinishReason.ERROR if error else FinishReason.CANCELLED
         with self._changed:
             self._closing, self._error = True, error
-            waiting = list(self._waiting)
-            self._waiting.clear()
-        if error and not ready.done():
-            ready.set_exception(EngineError(error))
-        self._scheduler.end_all(reason, error)
+            waiting = self._waiting.clear()
+        if not ready.done():
+            ready.set_exception(EngineError(error or "the engine is closed"))
+        if self._started:
+            if error is None:
+                self._scheduler.keep()
+            self._scheduler.end_all(reason, error)
         for sequence in waiting:
             sequence.end(reason, error)
+        for _, future in self._jobs:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(EngineError(error or "the engine is closed"))
+        self._on_step()
+        if self._started and error is None:
+            self._cache.close()
+        if self._drafting is not None:
+            self._drafting.close()
         with self._tokenizing:
             self._runner.close()
+
+
+def _nothing() -> None:
+    """Where nobody asked to be told."""

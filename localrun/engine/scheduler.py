@@ -1,39 +1,74 @@
-"""Knows no threads but the one it runs on: which tokens go into the runner's next step."""
+"""Knows no threads but the one it runs on: which tokens go into the runner's next step.
+
+Each step is one forward: of every running stream its last token (and guesses, where they pay), and
+of the prompts not yet read as much as does not stall the streams. Runners that take fewer
+sequences a forward than there are get them in turns.
+"""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from collections.abc import Sequence as Many
 from contextlib import suppress
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from localrun.engine.common import common
+from localrun.engine.costs import StepCosts
 from localrun.engine.prefix import PrefixCache
+from localrun.engine.queue import rank
 from localrun.engine.request import FinishReason
-from localrun.engine.runner import BatchItem, ForwardAborted, Logits, ModelRunner, RunnerStats
+from localrun.engine.runner import ForwardAborted, Logits, ModelRunner, RunnerStats
 from localrun.engine.sampling import NotFiniteError
-from localrun.engine.sequence import Clock, Sequence
+from localrun.engine.sequence import Clock, Sequence, Work
 from localrun.engine.threads import ThreadTuner
-from localrun.errors import EngineError
+from localrun.errors import EngineError, LocalrunError
+
+if TYPE_CHECKING:
+    from localrun.engine.drafting import Drafting
 
 # An abort meant for a sequence that has just ended may hit the next one's forward.
 _MAX_RETRIES: Final = 3
+# A prompt that shares this much more with one being read than with the cache waits for it.
+_WORTH_WAITING: Final = 32
+# A cancelled sequence's forward is cut short where it has more tokens of the step than this.
+_WORTH_ABORTING: Final = 32
+
+GiveWay = Callable[[Sequence], None]
+"""Takes back a sequence that has to wait again."""
 
 
 class Scheduler:
-    """Runs admitted sequences step by step; one at a time for now.
+    """Runs admitted sequences step by step, all in one batch where the runner can.
 
     All is called on the thread that owns the runner, except ``interrupt`` and ``abort``.
     """
 
-    def __init__(self, runner: ModelRunner, tuner: ThreadTuner | None, clock: Clock) -> None:
+    def __init__(
+        self,
+        runner: ModelRunner,
+        cache: PrefixCache,
+        tuner: ThreadTuner | None,
+        drafting: Drafting | None,
+        clock: Clock,
+        give_way: GiveWay,
+    ) -> None:
         self._runner = runner
+        self._cache = cache
         self._tuner = tuner
+        self._drafting = drafting
         self._clock = clock
-        self._cache = PrefixCache(runner)
+        self._give_way = give_way
+        self._limits = runner.capabilities
+        depth = self._limits.rollback_depth
+        self._most_drafts = self._limits.max_tokens if depth is None else depth
+        self._costs = StepCosts()
         self._active: list[Sequence] = []
-        self._max_batch = runner.capabilities.max_batch
         self._threads: int | None = None
+        self._rows = 0
         self._running = threading.Lock()
-        self._in_forward: Sequence | None = None
+        self._in_forward: Many[Work] = ()
+        self.steps = 0
         self.stats = RunnerStats(memory_bytes={}, bytes_read={}, tokens=0)
 
     def start(self) -> None:
@@ -41,106 +76,308 @@ class Scheduler:
         self.stats = self._runner.stats()
 
     @property
-    def busy(self) -> bool:
-        return bool(self._active)
+    def active(self) -> Many[Sequence]:
+        return self._active
 
-    @property
-    def has_room(self) -> bool:
-        return not self._active
+    def ready(self, sequence: Sequence) -> bool:
+        """Whether there is a seat and room for it, and nobody computes its prompt already."""
+        if sequence.cancelled:
+            return True
+        if len(self._active) >= self._limits.max_sequences:
+            return False
+        if self._active and not self._has_cells(len(sequence.tokens)):
+            return False
+        return not self._is_behind(sequence)
 
     def admit(self, sequence: Sequence) -> None:
         self._active.append(sequence)
-        sequence.begin()
+        sequence.begin(self._drafting if self._most_drafts else None, self._costs.rows)
 
     def interrupt(self, sequence: Sequence) -> None:
-        """From any thread: end ``sequence`` before its next step, and its running one soon."""
+        """From any thread: end ``sequence`` before its next step, and its running one soon.
+
+        Other sequences of the step would lose it too, so it is cut short only where most of it is
+        the cancelled ones': else it ends soon by itself.
+        """
         with self._running:
             sequence.cancelled = True
-            if self._in_forward is sequence:
+            total = sum(len(work.tokens) for work in self._in_forward)
+            gone = sum(len(work.tokens) for work in self._in_forward if work.sequence.cancelled)
+            alone = gone == total > 0
+            if alone or (gone > _WORTH_ABORTING and 2 * gone > total):
                 self._runner.abort()
 
     def abort(self) -> None:
         """From any thread: end the running step soon, whosever it is."""
         with self._running:
-            if self._in_forward is not None:
+            if self._in_forward:
                 self._runner.abort()
 
     def step(self) -> None:
-        """One forward of one sequence, and the draw that follows it.
+        """One forward, and the draws that follow it.
 
-        An EngineError of the runner's ends the sequence it happened to; its timeline is given
-        back, since nobody knows what it holds.
+        What the runner or the draw raises ends the sequence it happened to. Where that cannot be
+        told, each of the step goes on alone until it has made a step.
         """
-        sequence = self._active[0]
-        if sequence.cancelled:
+        for sequence in [each for each in self._active if each.cancelled]:
             self._end(sequence, FinishReason.CANCELLED)
+        self._take_timelines()
+        works = self._room_for(self._compose())
+        self.steps += 1
+        if not works:
             return
+        rows = sum(len(work.tokens) for work in works if work.sequence.decoding)
+        chunk = sum(len(work.tokens) for work in works) - rows
+        threads = self._set_threads(rows, chunk)
+        began = self._clock()
         try:
-            reason = self._advance(sequence)
+            logits = self._forward(works)
         except ForwardAborted:
-            self._aborted(sequence)
-        except NotFiniteError:
-            self._fail(sequence, "the model's logits are not finite")
+            self._aborted(works)
+            return
         except EngineError as error:
-            self._fail(sequence, error.message)
-        else:
-            if reason is not None:
-                self._end(sequence, reason)
+            self._failed(works, error)
+            return
+        self._draw(works, logits, began, rows, chunk)
+        seconds = self._clock() - began
+        self._costs.observe(rows, chunk, seconds)
+        if self._tuner is not None and rows and not chunk:
+            self._tuner.observe(threads, seconds)
 
     def end_all(self, reason: FinishReason, error: str | None = None) -> None:
         """Send every sequence's last event. Calls nothing of the runner's."""
         while self._active:
             self._active.pop().end(reason, error)
 
-    def _advance(self, sequence: Sequence) -> FinishReason | None:
-        if sequence.timeline is None:
-            sequence.hold(self._cache.take(sequence.request.prompt))
-        assert sequence.timeline is not None
-        tokens = sequence.pending(self._max_batch)
-        wanted = sequence.wants_logits(len(tokens))
-        item = BatchItem(sequence.timeline.id, tokens, "last" if wanted else "none")
-        decoding = sequence.decoding
-        threads = self._set_threads(decoding)
-        began = self._clock()
-        logits = self._forward(sequence, item)
-        sequence.appended(tokens)
-        reason = sequence.draw(logits, 0) if wanted else None
-        if decoding and self._tuner is not None:
-            self._tuner.observe(threads, self._clock() - began)
-        return reason
+    def keep(self) -> None:
+        """Before a regular end: what was under way may be gone on with later."""
+        for sequence in self._active:
+            if sequence.timeline is not None:
+                self._cache.park(sequence.timeline)
+                sequence.timeline = None
 
-    def _forward(self, sequence: Sequence, item: BatchItem) -> Logits:
+    # Who takes part.
+
+    def _is_behind(self, sequence: Sequence) -> bool:
+        """Whether one that is being read begins alike, and longer than what is cached."""
+        if not self._limits.can_fork:
+            return False
+        other = sequence.behind
+        if other is None:
+            spared: int | None = None
+            for each in self._active:
+                if each.decoding or each.request.owner != sequence.request.owner:
+                    continue
+                shared = sequence.shared.get(each.request.id)
+                if shared is None:
+                    shared = common(each.request.prompt, sequence.request.prompt)
+                    sequence.shared[each.request.id] = shared
+                if shared < _WORTH_WAITING:
+                    continue
+                if spared is None:
+                    spared = self._cache.peek(sequence.request.prompt, sequence.request.owner)
+                if shared >= spared + _WORTH_WAITING:
+                    sequence.behind = other = each
+                    break
+        if other is None:
+            return False
+        if other in self._active and not other.decoding:
+            return True
+        sequence.behind = None
+        return False
+
+    def _has_cells(self, tokens: int) -> bool:
+        """Whether a sequence of so many would fit beside the running ones, with some to spare."""
+        spare = self._limits.n_cells // 16
+        held = sum(len(each.tokens) for each in self._active)
+        return held + tokens + spare <= self._limits.n_cells
+
+    def _take_timelines(self) -> None:
+        for sequence in list(self._active):
+            if sequence.timeline is not None:
+                continue
+            try:
+                timeline = self._cache.take(sequence.tokens, sequence.request.owner)
+            except EngineError as error:
+                self._fail(sequence, error.message)
+                continue
+            if timeline is None:
+                self._postpone(sequence)
+            else:
+                sequence.hold(timeline)
+
+    def _postpone(self, sequence: Sequence) -> None:
+        if len(self._active) == 1:
+            self._fail(sequence, "the runner has no sequence left")
+            return
+        self._active.remove(sequence)
+        self._give_way(sequence)
+
+    def _compose(self) -> list[Work]:
+        """The next step's work, within what the runner takes at once."""
+        alone = next((each for each in self._active if each.alone), None)
+        if alone is not None:
+            self._turn([alone])
+            return [self._work_alone(alone)]
+        decoding = [each for each in self._active if each.decoding]
+        reading = [each for each in self._active if not each.decoding]
+        limit = self._limits
+        if len(self._active) > limit.max_batch:
+            return self._compose_in_turns(decoding, reading)
+        most = max(0, min(self._most_drafts, limit.max_tokens // max(len(decoding), 1) - 1))
+        works = [each.next(most) for each in decoding[: limit.max_tokens]]
+        used = sum(len(work.tokens) for work in works)
+        room = self._costs.chunk(used, limit.max_tokens - used)
+        return works + self._chunks(reading, room)
+
+    def _compose_in_turns(self, decoding: list[Sequence], reading: list[Sequence]) -> list[Work]:
+        """Those who waited longest come first: ``_turn`` has put them there."""
+        chosen = self._active[: self._limits.max_batch]
+        room = self._costs.chunk(len(decoding), self._limits.max_tokens - len(chosen))
+        share = max(1, room // max(1, sum(each in reading for each in chosen)))
+        works = [
+            each.next(self._most_drafts if len(chosen) == 1 else 0)
+            if each.decoding
+            else self._chunk(each, share)
+            for each in chosen
+        ]
+        self._turn(chosen)
+        return works
+
+    def _turn(self, chosen: list[Sequence]) -> None:
+        self._active = [each for each in self._active if each not in chosen] + chosen
+
+    def _work_alone(self, sequence: Sequence) -> Work:
+        if sequence.decoding:
+            return sequence.next(0)
+        return self._chunk(sequence, self._limits.max_tokens)
+
+    def _chunks(self, reading: list[Sequence], room: int) -> list[Work]:
+        """Prompts by rank; the shortest gets half of the room first, so that a long one does not
+        hold up a short one, the oldest gets the rest."""
+        if not reading or room < 1:
+            return []
+        best = min(map(rank, reading))
+        first = [each for each in reading if rank(each) == best]
+        shortest = min(first, key=lambda each: each.missing)
+        order = [shortest, *(each for each in reading if each is not shortest)]
+        order[1:] = sorted(order[1:], key=rank)
+        works = []
+        for at, sequence in enumerate(order):
+            share = room // 2 if at == 0 and len(order) > 1 and room > 1 else room
+            work = self._chunk(sequence, share)
+            works.append(work)
+            room -= len(work.tokens)
+            if room < 1:
+                break
+        return works
+
+    def _chunk(self, sequence: Sequence, limit: int) -> Work:
+        assert sequence.timeline is not None
+        border = self._cache.border(sequence.timeline, sequence.tokens)
+        if border is not None:
+            limit = min(limit, border - len(sequence.timeline.tokens))
+        return sequence.chunk(max(1, limit), border)
+
+    def _room_for(self, works: list[Work]) -> list[Work]:
+        """The works there are cells for; the last to come give way, and wait again."""
+        while works and not self._cache.reserve(sum(len(work.tokens) for work in works)):
+            victim = max(self._active, key=lambda each: (rank(each), each.began or 0.0))
+            if len(self._active) == 1:
+                self._fail(victim, "no room is left in the cache")
+                return []
+            self._active.remove(victim)
+            works = [work for work in works if work.sequence is not victim]
+            if victim.timeline is not None:
+                self._cache.park(victim.timeline)
+                victim.timeline = None
+            self._give_way(victim)
+        return works
+
+    # The step itself.
+
+    def _forward(self, works: list[Work]) -> Logits:
+        for work in works:
+            if work.draws:
+                work.sequence.prepare()
+            if work.drafts:
+                self._runner.checkpoint(work.item.sequence)
         with self._running:
-            if sequence.cancelled:
+            if all(work.sequence.cancelled for work in works):
                 raise ForwardAborted
-            self._in_forward = sequence
+            self._in_forward = works
         try:
-            return self._runner.forward((item,))
+            return self._runner.forward([work.item for work in works])
         finally:
             with self._running:
-                self._in_forward = None
+                self._in_forward = ()
 
-    def _set_threads(self, decoding: bool) -> int:
+    def _draw(self, works: list[Work], logits: Logits, began: float, rows: int, chunk: int) -> None:
+        row, computed = 0, self._clock()
+        for work in works:
+            sequence = work.sequence
+            try:
+                reason, rejected = sequence.advance(work, logits, row)
+                if rejected:
+                    self._runner.rollback(work.item.sequence, rejected)
+                if work.draws and not chunk:
+                    sequence.observe(work, rejected, rows, computed - began)
+                if work.at_border and sequence.timeline is not None:
+                    self._cache.checkpoint(sequence.timeline)
+            except NotFiniteError:
+                self._fail(sequence, "the model's logits are not finite")
+            except LocalrunError as error:
+                self._fail(sequence, error.message)
+            else:
+                if reason is not None:
+                    self._end(sequence, reason)
+            row += work.rows
+
+    def _set_threads(self, rows: int, chunk: int) -> int:
         if self._tuner is None:
             return 0
-        threads = self._tuner.decode_threads if decoding else self._tuner.prefill_threads
+        if rows and not chunk and rows != self._rows:
+            # Steps of another size say nothing about those before.
+            self._tuner.forget()
+            self._rows = rows
+        tuner = self._tuner
+        threads = tuner.decode_threads if chunk <= rows else tuner.prefill_threads
         if threads != self._threads:
             self._runner.set_threads(threads)
             self._threads = threads
         return threads
 
-    def _aborted(self, sequence: Sequence) -> None:
-        """Nothing of the batch was appended: end if that was meant, else run the step again."""
-        sequence.retries += 1
-        try:
-            if sequence.timeline is not None:
-                # A state that cannot be cut back to before the batch is lost as a whole.
+    def _cut_back(self, works: list[Work]) -> None:
+        """Nothing of the batch was appended; a state that cannot be cut back to before the batch
+        is lost as a whole."""
+        for work in works:
+            sequence = work.sequence
+            if sequence.timeline is None:
+                continue
+            try:
                 self._cache.cut(sequence.timeline, len(sequence.timeline.tokens))
-        except EngineError as error:
-            self._fail(sequence, error.message)
+            except EngineError as error:
+                self._fail(sequence, error.message)
+
+    def _aborted(self, works: list[Work]) -> None:
+        self._cut_back(works)
+        for work in works:
+            sequence = work.sequence
+            sequence.retries += 1
+            if (
+                sequence in self._active
+                and not sequence.cancelled
+                and sequence.retries > _MAX_RETRIES
+            ):
+                self._fail(sequence, "the runner ended a step that nobody asked it to end")
+
+    def _failed(self, works: list[Work], error: EngineError) -> None:
+        if len(works) == 1:
+            self._fail(works[0].sequence, error.message)
             return
-        if not sequence.cancelled and sequence.retries > _MAX_RETRIES:
-            self._fail(sequence, "the runner ended a step that nobody asked it to end")
+        self._cut_back(works)
+        for work in works:
+            work.sequence.alone = True
 
     def _end(self, sequence: Sequence, reason: FinishReason) -> None:
         self._active.remove(sequence)
@@ -150,6 +387,8 @@ class Scheduler:
         sequence.end(reason)
 
     def _fail(self, sequence: Sequence, error: str) -> None:
+        if sequence not in self._active:
+            return
         self._active.remove(sequence)
         if sequence.timeline is not None:
             self._cache.drop(sequence.timeline)

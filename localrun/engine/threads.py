@@ -77,6 +77,12 @@ class ThreadTuner:
         contended."""
         return self._ladder[self._at] if self._contended else self._ladder[-1]
 
+    def forget(self) -> None:
+        """Steps are of another size from here on: their times compare with none before."""
+        self._trial = None
+        self._window.clear()
+        self._best = None
+
     def observe(self, threads: int, seconds: float) -> int:
         """Take note of one decode step; returns the count of the next one."""
         if threads == self.decode_threads:

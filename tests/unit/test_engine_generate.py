@@ -172,7 +172,7 @@ def test_a_full_queue_is_busy_and_takes_requests_again_later() -> None:
     with running(runner) as engine:
         first = engine.submit(ask())
         assert runner.entered.wait(LONG)
-        waiting = [engine.submit(ask()) for _ in range(MAX_WAITING)]
+        waiting = [engine.submit(ask(client=str(at % 2))) for at in range(MAX_WAITING)]
         with pytest.raises(BusyError):
             engine.submit(ask())
         runner.release()
@@ -235,7 +235,9 @@ def test_a_waiting_request_is_cancelled_at_once() -> None:
 
         assert events == [events[-1]]
         assert events[-1].finish is FinishReason.CANCELLED
-        assert timings_of(events) == Timings(2, 0, 0, 0.0, 0.0)
+        timings = timings_of(events)
+        assert timings.queued_s > 0
+        assert timings == Timings(2, 0, 0, 0.0, 0.0, queued_s=timings.queued_s)
         assert text_of(list(first)) == "ok"
         assert len(runner.forwards) == 3
 
@@ -336,7 +338,7 @@ def test_a_closed_engine_refuses_requests_and_texts() -> None:
 
 
 class Defective(MockRunner):
-    def truncate(self, sequence: Any, length: int) -> int:
+    def free(self, sequence: Any) -> None:
         raise ZeroDivisionError
 
 
@@ -400,8 +402,9 @@ def test_timings_are_from_begin_to_first_token_and_from_first_to_last() -> None:
     with running(MockRunner("abcde"), clock=ticking()) as engine:
         timings = timings_of(list(engine.submit(ask("12345", max_tokens=4))))
 
-    # Looks at the clock: begin, before each forward, after each draw.
-    assert timings == Timings(5, 0, 4, prefill_s=2.0, decode_s=6.0)
+    # Looks at the clock: submit, begin, then in each step before and after the forward, after the
+    # draw, and at its end.
+    assert timings == Timings(5, 0, 4, prefill_s=3.0, decode_s=12.0, queued_s=1.0)
 
 
 def test_threads_are_set_only_when_they_change() -> None:

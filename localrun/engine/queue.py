@@ -1,0 +1,91 @@
+"""Knows no runner: who waits, and whose turn it is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final
+
+from localrun.engine.limits import MAX_WAITING
+from localrun.engine.request import Priority
+from localrun.engine.sequence import Sequence
+from localrun.errors import BusyError
+
+# One client cannot take every place: the rest is for those who come while it floods.
+MAX_WAITING_OF_ONE: Final = MAX_WAITING * 3 // 4
+_RANKS: Final[dict[Priority, int]] = {"interactive": 0, "normal": 1, "background": 2}
+
+
+def rank(sequence: Sequence) -> int:
+    """0 goes first."""
+    return _RANKS[sequence.request.priority]
+
+
+class Queue:
+    """At most ``MAX_WAITING`` sequences. Not safe for threads: whoever uses it holds a lock.
+
+    By rank first; within a rank the client with the fewest running sequences, then the one served
+    longest ago; within a client in the order they came.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[Sequence] = []
+        self._served: dict[str, int] = {}
+        self._turns = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __iter__(self) -> Iterator[Sequence]:
+        return iter(self._waiting)
+
+    def put(self, sequence: Sequence) -> None:
+        """Raises BusyError where no place is left, or none for this client."""
+        if len(self._waiting) >= MAX_WAITING:
+            raise BusyError(f"{MAX_WAITING} requests are waiting already")
+        client = sequence.request.client
+        if sum(each.request.client == client for each in self._waiting) >= MAX_WAITING_OF_ONE:
+            raise BusyError(f"{MAX_WAITING_OF_ONE} requests of this client are waiting already")
+        self._waiting.append(sequence)
+
+    def put_back(self, sequence: Sequence) -> None:
+        """One that had begun and gave way: it goes on before others of its client."""
+        self._waiting.insert(0, sequence)
+
+    def remove(self, sequence: Sequence) -> bool:
+        """Whether it was waiting."""
+        if sequence not in self._waiting:
+            return False
+        self._waiting.remove(sequence)
+        return True
+
+    def clear(self) -> list[Sequence]:
+        """All who waited."""
+        waiting, self._waiting = self._waiting, []
+        return waiting
+
+    def next(
+        self, running: Iterable[Sequence], ready: Callable[[Sequence], bool]
+    ) -> Sequence | None:
+        """Take out whose turn it is among those that are ``ready``."""
+        counts = Counter(each.request.client for each in running)
+        first: dict[tuple[int, str], Sequence] = {}
+        for sequence in self._waiting:
+            key = (rank(sequence), sequence.request.client)
+            if key not in first and ready(sequence):
+                first[key] = sequence
+        if not first:
+            return None
+        chosen = min(first, key=lambda key: (key[0], counts[key[1]], self._served.get(key[1], 0)))
+        sequence = first[chosen]
+        self._waiting.remove(sequence)
+        self._note_turn(sequence.request.client)
+        return sequence
+
+    def _note_turn(self, client: str) -> None:
+        self._turns += 1
+        self._served[client] = self._turns
+        # Clients come and go; those without a request lose nothing by being forgotten.
+        if len(self._served) > 4 * MAX_WAITING:
+            here = {each.request.client for each in self._waiting}
+            self._served = {name: turn for name, turn in self._served.items() if name in here}
