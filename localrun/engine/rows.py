@@ -45,6 +45,8 @@ def topk(row: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], NDArray[n
         largest = row[: groups * _GROUP].reshape(_GROUP, groups).max(axis=0)
         bound = np.partition(largest, groups - k)[groups - k]
         ids = np.flatnonzero(row >= bound)
+    elif k < row.size:
+        ids = np.flatnonzero(row >= np.partition(row, row.size - k)[row.size - k])
     else:
         ids = np.arange(row.size)
     values = row[ids]

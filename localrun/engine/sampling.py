@@ -1,132 +1,116 @@
 """Knows no text: from a row of logits to the next token.
 
-The order is that of llama.cpp's default chain, so that its users' settings mean the same here
-(common/common.h, ``common_params_sampling::samplers``,
-https://github.com/ggml-org/llama.cpp/blob/master/common/common.h):
-repetition penalty over the last 64 tokens, prompt included → top-k → top-p → min-p → temperature
-→ draw. Top-p and min-p look at probabilities before temperature, renormalised over what top-k
-left. Both keep a prefix of the candidates in descending order, so the shorter prefix decides.
+``chain.py`` has the rules and their order. Here what they leave is drawn from, each token by its
+probability at the request's temperature.
 """
 
 from __future__ import annotations
 
-import math
-from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from localrun.engine.request import SamplingParams
-from localrun.engine.rows import topk
+from localrun.engine.chain import Chain, NotFiniteError, NothingLeftError
+from localrun.engine.logprobs import logprob
+from localrun.engine.masks import Mask
+from localrun.engine.request import SamplingParams, TokenLogprob
 from localrun.engine.runner import Logits
 
-PENALTY_WINDOW: Final = 64
-# How far below the largest logit to look for top-p's candidates before looking further.
-_REACHES: Final = (4.0, 12.0, math.inf)
+__all__ = ["NotFiniteError", "NothingLeftError", "Sampler"]
 
 # Below it the largest logit alone has any weight, and divisions would overflow.
 _COLDEST: Final = 1e-6
-
-Candidates = tuple[NDArray[np.int64], NDArray[np.float32]]
-"""Token ids and their logits."""
-
-
-class NotFiniteError(Exception):
-    """The row's largest logit is NaN or infinite. Never leaves the engine."""
+# More weights than this are summed in blocks first: a running sum costs ten times a sum.
+_BLOCK: Final = 256
 
 
 class Sampler:
-    """Draws the tokens of one generation. One random number a token, so a seed fixes them all."""
+    """Draws the tokens of one generation.
 
-    __slots__ = ("_params", "_random", "_recent")
+    One random number a token, whatever rules are on, so a seed fixes them all. XTC's own chance
+    comes from a second stream of the same seed: the first goes on as if it were off.
+    """
 
-    def __init__(self, params: SamplingParams, prompt: Iterable[int]) -> None:
-        """``params`` are within the ranges of ``limits.check_sampling``."""
+    __slots__ = ("_chain", "_chances", "_params", "_random", "_tokens")
+
+    def __init__(
+        self, params: SamplingParams, prompt: Iterable[int], tokens: Sequence[bytes] = ()
+    ) -> None:
+        """``params`` are within the ranges of ``limits.check_sampling``.
+
+        prompt: what the timeline holds before the first draw, for penalties and DRY.
+        tokens: the bytes of each token, for DRY's breakers and for ``logprob``.
+        """
         self._params = params
-        self._random = np.random.Generator(np.random.PCG64(params.seed))
-        self._recent = deque(prompt, maxlen=PENALTY_WINDOW)
+        self._tokens = tokens
+        held = prompt if isinstance(prompt, Sequence) else tuple(prompt)
+        self._chain = Chain(params, held, tokens)
+        seeds = np.random.SeedSequence(params.seed)
+        self._random = np.random.Generator(np.random.PCG64(seeds))
+        self._chances: np.random.Generator | None = None
+        if params.xtc_probability > 0:
+            self._chances = np.random.Generator(np.random.PCG64(seeds.spawn(1)[0]))
 
-    def sample(self, logits: Logits, row: int) -> int:
-        """The next token's id.
+    def sample(self, logits: Logits, row: int, allowed: Mask | None = None) -> int:
+        """The next token's id, which counts as appended from now on.
+
+        allowed: a bit a token (``masks.py``), None where all are.
 
         Raises:
             NotFiniteError: the row holds NaN or +inf, or nothing but -inf.
+            NothingLeftError: ``allowed`` and ``logit_bias`` leave no token.
         """
-        # One pass over the row: NaN and +inf, where there are any, are what argmax finds.
-        token = logits.argmax(row)
-        if not math.isfinite(logits.numpy()[row, token]):
-            raise NotFiniteError
         if self._params.temperature > 0:
-            token = self._draw(logits, row)
-        self._recent.append(token)
+            token = self._draw(logits, row, allowed)
+        else:
+            token = self._chain.likeliest(logits, row, allowed)
+        self._chain.record(token)
         return token
 
-    def _draw(self, logits: Logits, row: int) -> int:
-        params = self._params
-        values = logits.numpy()[row]
-        some = 0 < params.top_k < values.size
-        if params.repeat_penalty != 1.0 and self._recent:
-            values = _penalized(values, self._recent, params.repeat_penalty)
-            candidates = topk(values, params.top_k) if some else _of_all(values, params)
-        else:
-            candidates = logits.topk(row, params.top_k) if some else _of_all(values, params)
-        ids, kept = _cut(candidates, params) if some else candidates
-        weights = np.exp((kept - kept.max()) / np.float32(max(params.temperature, _COLDEST)))
-        cumulative = np.cumsum(weights, dtype=np.float64)
-        at = np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right")
-        return int(ids[min(int(at), ids.size - 1)])
+    def logprob(self, logits: Logits, row: int, token: int) -> TokenLogprob:
+        """What the model said of ``token``, with ``params.logprobs`` alternatives, before any rule.
+
+        To be called before the row is gone, in any order with ``sample``.
+        """
+        return logprob(logits.numpy()[row], token, self._params.logprobs or 0, self._tokens)
+
+    def _draw(self, logits: Logits, row: int, allowed: Mask | None) -> int:
+        chance = 0.0 if self._chances is None else self._chances.random()
+        ids, values = self._chain.candidates(logits, row, allowed, chance)
+        at = _pick(weights(values, self._params.temperature), self._random.random())
+        return at if ids is None else int(ids[at])
 
 
-def _penalized(
-    values: NDArray[np.float32], recent: Iterable[int], penalty: float
-) -> NDArray[np.float32]:
-    """A copy in which every recent token's logit is divided by ``penalty``, or multiplied below 0
-    (https://arxiv.org/abs/1909.05858, section 4.1, with the usual mending of the sign)."""
-    values = values.copy()
-    ids = np.fromiter(set(recent), dtype=np.int64)
-    seen = values[ids]
-    values[ids] = np.where(seen > 0, seen / penalty, seen * penalty)
-    return values
+def weights(values: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
+    """Probabilities of logits at a temperature above 0, times the same number: the largest's is
+    1."""
+    shifted: NDArray[np.float32] = values - values.max()
+    shifted /= np.float32(max(temperature, _COLDEST))
+    np.exp(shifted, out=shifted)
+    return shifted
 
 
-def _of_all(values: NDArray[np.float32], params: SamplingParams) -> Candidates:
-    """Top-p and min-p over the whole row ``[vocab]``, sorting no more of it than they keep."""
-    if params.top_p >= 1.0 and params.min_p <= 0.0:
-        return np.arange(values.size), values
-    top = float(values.max())
-    weights = np.exp(values - np.float32(top))
-    total = float(weights.sum(dtype=np.float64))
-    depth = math.inf if params.min_p <= 0.0 else -math.log(params.min_p)
-    for reach in _REACHES:
-        ids = np.flatnonzero(values >= top - min(reach, depth))
-        if reach >= depth or weights[ids].sum(dtype=np.float64) >= params.top_p * total:
-            break
-    largest = values[ids]
-    order = np.argsort(-largest, kind="stable")
-    kept = order[: _kept(largest[order], params, total)]
-    return ids[kept], largest[kept]
+def _pick(weights: NDArray[np.float32], share: float) -> int:
+    """The index at which ``share`` (0 up to 1) of the sum of ``weights`` is passed."""
+    if weights.size <= 4 * _BLOCK:
+        return _passed(weights, share)[0]
+    blocks = weights.size // _BLOCK
+    sums = weights[: blocks * _BLOCK].reshape(blocks, _BLOCK).sum(axis=1)
+    rest = weights[blocks * _BLOCK :].sum()
+    block, within = _passed(np.append(sums, rest), share)
+    start = block * _BLOCK
+    return start + _passed(weights[start : start + _BLOCK], within)[0]
 
 
-def _cut(candidates: Candidates, params: SamplingParams) -> Candidates:
-    """Top-p and min-p over what top-k left, largest first."""
-    ids, largest = candidates
-    total = float(np.exp(largest - largest[0]).sum(dtype=np.float64))
-    kept = _kept(largest, params, total)
-    return ids[:kept], largest[:kept]
-
-
-def _kept(largest: NDArray[np.float32], params: SamplingParams, total: float) -> int:
-    """How many of ``largest`` (descending) stay; ``total`` is the sum of exp(logit - maximum).
-
-    At least one. All of them where nothing cuts yet.
-    """
-    kept = largest.size
-    if params.top_p < 1.0:
-        mass = np.cumsum(np.exp(largest - largest[0]), dtype=np.float64)
-        kept = min(kept, int(np.searchsorted(mass, params.top_p * total)) + 1)
-    if params.min_p > 0.0:
-        floor = largest[0] + math.log(params.min_p)
-        kept = min(kept, int(np.searchsorted(-largest, -floor, side="right")))
-    return max(1, kept)
+def _passed(weights: NDArray[np.float32], share: float) -> tuple[int, float]:
+    """The index, and what share of its own weight was passed."""
+    mass = np.cumsum(weights, dtype=np.float64)
+    goal = share * mass[-1]
+    at = int(np.searchsorted(mass, goal, side="right"))
+    if at == mass.size:
+        # Rounding met the whole sum: the last that has any weight.
+        at = int(np.searchsorted(mass, mass[-1]))
+    before = mass[at - 1] if at else 0.0
+    return at, min(float((goal - before) / (mass[at] - before)), 1.0)

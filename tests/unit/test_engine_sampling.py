@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -32,17 +33,7 @@ def drawn(
     logits: NumpyLogits, params: SamplingParams, count: int = 300, prompt: tuple[int, ...] = ()
 ) -> Counter[int]:
     """What ``count`` first tokens are, each from a sampler of its own seed."""
-    seeded = (
-        SamplingParams(
-            params.temperature,
-            params.top_k,
-            params.top_p,
-            params.min_p,
-            params.repeat_penalty,
-            seed,
-        )
-        for seed in range(count)
-    )
+    seeded = (replace(params, seed=seed) for seed in range(count))
     return Counter(Sampler(one, prompt).sample(logits, 0) for one in seeded)
 
 
@@ -70,10 +61,11 @@ def test_topk_of_a_large_vocabulary_finds_ties_by_the_lower_id() -> None:
     assert ids.tolist() == np.argsort(-values, kind="stable")[:40].tolist()
 
 
-def test_temperature_zero_takes_the_largest_and_ignores_the_rest() -> None:
-    greedy = SamplingParams(temperature=0, top_k=1, repeat_penalty=10)
+def test_temperature_zero_takes_the_largest_of_what_penalties_leave() -> None:
+    greedy = SamplingParams(temperature=0, top_k=1, xtc_probability=1, repeat_penalty=10)
 
-    assert drawn(row(1, 5, 4), greedy, 5, prompt=(1, 1)) == {1: 5}
+    assert drawn(row(1, 5, 4), greedy, 5) == {1: 5}
+    assert drawn(row(1, 5, 4), greedy, 5, prompt=(1, 1)) == {2: 5}
 
 
 @pytest.mark.parametrize("top_k", [0, 3])
