@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from localrun.engine.detokenize import Detokenizer
+from localrun.engine.drafting import Speculation
 from localrun.engine.generation import Generation
-from localrun.engine.pace import Pace, RowCosts
 from localrun.engine.prefix import Timeline
 from localrun.engine.request import (
     FinishReason,
@@ -22,8 +22,9 @@ from localrun.engine.sampling import Sampler
 from localrun.engine.stops import StopMatcher
 
 if TYPE_CHECKING:
-    from localrun.engine.drafting import Drafter, Drafting
+    from localrun.engine.drafting import Drafting
     from localrun.engine.grammar import Matcher
+    from localrun.engine.pace import RowCosts
 
 Clock = Callable[[], float]
 """Seconds, monotonic."""
@@ -94,8 +95,7 @@ class Sequence:
         self._stops = StopMatcher(request.stop)
         self._unsent: list[int] = []
         self._logprobs: list[TokenLogprob] = []
-        self._drafter: Drafter | None = None
-        self._pace: Pace | None = None
+        self._speculation: Speculation | None = None
         self._generated = self._cached = self._drafted = self._accepted = 0
         self._submitted = clock()
         self._first: float | None = None
@@ -107,7 +107,7 @@ class Sequence:
             return
         self.began = self._clock()
         if drafting is not None and self.request.draft:
-            self._drafter, self._pace = drafting.drafter(), Pace(costs)
+            self._speculation = Speculation(drafting.drafter(), costs, self._clock)
 
     def hold(self, timeline: Timeline) -> None:
         """Go on from what ``timeline`` holds of the tokens."""
@@ -140,11 +140,10 @@ class Sequence:
         """The token drawn last, and guesses where they have paid so far."""
         last = self.tokens[-1:]
         most = min(most_drafts, self._limit - self._generated - 1)
-        if self._drafter is None or self._pace is None or most < 1:
+        if self._speculation is None or most < 1:
             return Work(self, last, 0, draws=True)
-        wanted = self._pace.length(most)
-        drafts = self._drafter.propose(self.tokens, wanted) if wanted else []
-        return Work(self, last + drafts[:most], len(drafts[:most]), draws=True)
+        drafts = self._speculation.propose(self.tokens, most)
+        return Work(self, last + drafts, len(drafts), draws=True)
 
     def prepare(self) -> None:
         """Before a forward that is followed by a draw: what the grammar allows takes its time."""
@@ -182,8 +181,8 @@ class Sequence:
 
     def observe(self, work: Work, rejected: int, rows: int, seconds: float) -> None:
         """What a step of ``rows`` tokens cost, for the choice of guesses."""
-        if self._pace is not None:
-            self._pace.observe(work.drafts, work.drafts - rejected, rows, seconds)
+        if self._speculation is not None:
+            self._speculation.observe(work.drafts, work.drafts - rejected, rows, seconds)
 
     def _draw(self, logits: Logits, row: int) -> FinishReason | None:
         """Sample one token, send its text, and say whether it was the last."""
@@ -216,8 +215,8 @@ class Sequence:
 
     def end(self, reason: FinishReason, error: str | None = None) -> None:
         """Send what was held back, then the last event. Only the first call has an effect."""
-        if self._drafter is not None:
-            self._drafter.close()
+        if self._speculation is not None:
+            self._speculation.close()
         if self._matcher is not None:
             self._matcher.close()
         if self._stops.matched is None:

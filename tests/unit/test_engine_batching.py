@@ -244,20 +244,18 @@ def test_a_cancelled_stream_leaves_and_the_others_of_its_step_go_on() -> None:
 
 def test_a_cancel_in_a_large_prefill_cuts_the_step_short() -> None:
     runner = MockRunner("y" * 99, max_sequences=3)
-    with running(runner) as engine:
-        stream = engine.submit(ask("s", "p", max_tokens=50))
-        next(stream)
-        runner.hold(runner.count + 1)
+    with held(runner) as (engine, _):
+        stream = engine.submit(ask("s", "p", max_tokens=5))
         long = engine.submit(ask("l", "q" * 400))
-        while not (runner.entered.wait(0.01) and len(runner.forwards[-1]) == 2):
-            runner.hold(runner.count + 1)
-            runner.let_go()
-        if sum(len(item.tokens) for item in runner.forwards[-1]) > 40:
-            long.cancel()
-            assert outcome(long)[1].finish is FinishReason.CANCELLED
-            assert runner.aborts == 1
-        runner.release()
-        assert outcome(stream)[0].startswith("y")
+        runner.hold(1)
+        runner.let_go()
+        runner.entered.wait()
+        assert sorted(len(item.tokens) for item in runner.forwards[1]) == [1, 400]
+        long.cancel()
+        # The forward is still held, and nothing but the abort lets it go.
+        assert outcome(long)[1].finish is FinishReason.CANCELLED
+        assert outcome(stream)[0] == "yyyyy"
+    assert runner.aborts == 1
 
 
 def test_a_cache_too_small_for_all_makes_the_youngest_wait_and_go_on_later() -> None:
