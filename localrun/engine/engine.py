@@ -62,6 +62,7 @@ class Engine:
 
         Raises:
             EngineError: the runner does not tell its vocabulary; it is closed.
+            UsageError: ``drafting`` cannot guess for this model; both are closed.
         """
         self._runner = runner
         self._clock = clock
@@ -86,7 +87,7 @@ class Engine:
         self._thread.start()
         try:
             self._vocabulary = ready.result()
-        except EngineError:
+        except LocalrunError:
             self._thread.join()
             raise
 
@@ -221,13 +222,15 @@ class Engine:
     def _start(self, ready: Future[Vocabulary]) -> bool:
         try:
             vocabulary = self._runner.vocabulary()
+            if self._drafting is not None:
+                self._drafting.start(vocabulary)
             store = None if self._states is None else self._states(self._runner)
             self._cache = PrefixCache(self._runner, turn_ends=vocabulary.end, store=store)
             self._scheduler = Scheduler(
                 self._runner, self._cache, self._tuner, self._drafting, self._clock, self._put_back
             )
             self._scheduler.start()
-        except EngineError as error:
+        except LocalrunError as error:
             ready.set_exception(error)
             return False
         self._started = True

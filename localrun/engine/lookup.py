@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from localrun.engine.odds import Odds
+from localrun.engine.runner import Vocabulary
 
 # A match is at least so long; of longer ones no more is known than that they are that long.
 _SHORTEST: Final = 2
@@ -20,7 +21,7 @@ _PLACES: Final = 16
 # Shortest match of each kind, and the chance that its next token is right: what was seen in chats
 # with a small model. The text at hand corrects it.
 _KINDS: Final = (2, 3, 4, 5, 7, 10, 16, 24, 32)
-_BELIEVED: Final = (0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97)
+_BELIEVED: Final = (0.3, 0.45, 0.5, 0.65, 0.75, 0.85, 0.9, 0.95, 0.98)
 _KIND: Final = tuple(
     max((at for at, least in enumerate(_KINDS) if least <= length), default=0)
     for length in range(_LONGEST + 1)
@@ -30,8 +31,11 @@ _KIND: Final = tuple(
 class PromptLookup:
     """Drafting from a sequence's own tokens."""
 
-    def drafter(self) -> LookupDrafter:
-        return LookupDrafter()
+    def start(self, target: Vocabulary) -> None:
+        return
+
+    def drafters(self) -> tuple[LookupDrafter]:
+        return (LookupDrafter(),)
 
     def close(self) -> None:
         return

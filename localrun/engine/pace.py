@@ -70,16 +70,15 @@ class RowCosts:
 
 
 class Pace:
-    """Chooses for one sequence.
+    """Chooses for one sequence and one way of guessing. ``costs`` are fed by their owner.
 
-    ``costs`` may be shared by all sequences of a runner, and is then fed by whoever shares it.
+    ``rate``: the part of its guesses that were right of late, given those before them were.
     """
 
-    def __init__(self, costs: RowCosts | None = None) -> None:
-        self._costs = RowCosts() if costs is None else costs
-        self._shared = costs is not None
+    def __init__(self, costs: RowCosts) -> None:
+        self.rate = _RATE
+        self._costs = costs
         self._others = 0
-        self._rate = _RATE
         self._making = 0.0
         self._refused = 0
         self._wait = _FIRST_WAIT
@@ -92,7 +91,7 @@ class Pace:
         """
         making = 0.0
         if odds is None:
-            odds, making = [self._rate] * most, self._making
+            odds, making = [self.rate] * most, self._making
         elif not odds or most < 1:
             return 0
         chosen = self._best(odds, most, making)
@@ -105,18 +104,16 @@ class Pace:
         self._wait = min(2 * self._wait, _LONGEST_WAIT)
         return min(_TRIAL, most, len(odds))
 
-    def observe(self, drafted: int, accepted: int, rows: int, seconds: float) -> None:
-        """One step of the sequence: of ``drafted`` guesses ``accepted`` were right, and all the
-        sequences in it had ``rows`` tokens."""
-        if not self._shared:
-            self._costs.observe(rows, seconds)
-        self._others = rows - 1 - drafted
+    def observe(self, drafted: int, accepted: int, others: int, seconds: float) -> None:
+        """One step of the sequence, in which other sequences had ``others`` tokens: of ``drafted``
+        guesses ``accepted`` were right."""
+        self._others = others
         if drafted == 0:
             return
         for right in [True] * accepted + [False] * (accepted < drafted):
-            self._rate += _LEARNS * (right - self._rate)
-        plain = self._costs.seconds(1 + self._others)
-        if plain and (rows - drafted + accepted) * plain > (rows - drafted) * seconds:
+            self.rate += _LEARNS * (right - self.rate)
+        plain = self._costs.seconds(1 + others)
+        if plain and (1 + others + accepted) * plain > (1 + others) * seconds:
             self._wait = _FIRST_WAIT
 
     def made(self, guesses: int, seconds: float) -> None:

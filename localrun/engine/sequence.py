@@ -107,7 +107,7 @@ class Sequence:
             return
         self.began = self._clock()
         if drafting is not None and self.request.draft:
-            self._speculation = Speculation(drafting.drafter(), costs, self._clock)
+            self._speculation = Speculation(drafting.drafters(), costs, self._clock)
 
     def hold(self, timeline: Timeline) -> None:
         """Go on from what ``timeline`` holds of the tokens."""
