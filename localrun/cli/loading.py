@@ -286,6 +286,7 @@ def changes(before: Plan, after: Plan) -> str:
 
 
 async def _start(prepared: Prepared) -> EngineClient:
+    from localrun.engine.options import EngineOptions
     from localrun.engine.process import EngineProcess
 
     return await EngineProcess.start(
@@ -293,6 +294,7 @@ async def _start(prepared: Prepared) -> EngineClient:
         loader=prepared.loader,
         chat_template=prepared.spec.chat_template,
         log=settings().state / "engine.log",
+        options=EngineOptions(state_folder=settings().cache / "prefixes"),
     )
 
 

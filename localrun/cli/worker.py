@@ -8,6 +8,7 @@ whatever reason, this process ends.
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import re
 import select
@@ -18,6 +19,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import BinaryIO
 
 from localrun.engine import fields, frames
@@ -27,6 +29,7 @@ from localrun.engine.engine import Engine
 from localrun.engine.options import EngineOptions
 from localrun.engine.outbox import Outbox
 from localrun.engine.runner import ModelRunner
+from localrun.engine.states import StateStore
 from localrun.engine.threads import ThreadRange
 from localrun.errors import LocalrunError, UsageError
 from localrun.plan.plan import Plan
@@ -92,7 +95,26 @@ def _serve(channel: socket.socket, incoming: BinaryIO, loaded: threading.Event) 
 def make(plan: Plan, loader: str, options: EngineOptions, *, on_step: Callable[[], None]) -> Engine:
     """The engine of a plan, as the options want it. Raises what the loaders raise."""
     threads = ThreadRange(plan.execution.threads, plan.execution.threads_max)
-    return Engine(load(loader, plan), threads=threads, on_step=on_step)
+    states = None if options.state_folder is None else partial(open_states, plan, options)
+    return Engine(load(loader, plan), threads=threads, states=states, on_step=on_step)
+
+
+def open_states(plan: Plan, options: EngineOptions, runner: ModelRunner) -> StateStore:
+    """Where this model's states are kept: by its files as they are now, and how it computes."""
+    assert options.state_folder is not None
+    key = json.dumps(
+        [plan.backend, [file_identity(file) for file in plan.files], runner.identity()]
+    )
+    return StateStore(options.state_folder, key=key, budget_bytes=options.state_budget_bytes)
+
+
+def file_identity(path: str) -> tuple[str, int, int]:
+    """A file that was replaced has another one: its name, its size, and when it was written."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return path, 0, 0
+    return path, found.st_size, found.st_mtime_ns
 
 
 def load(loader: str, plan: Plan) -> ModelRunner:
