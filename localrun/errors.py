@@ -8,11 +8,13 @@ LocalrunError                     1 · 500
 │   ├── RefError                  2 · 400   a model reference does not parse
 │   ├── ConfigError               2 · 500   config.toml or an environment variable
 │   └── RequestError              2 · 400   a generation request that cannot be served as asked
-│       └── ContextLengthError    2 · 400   prompt and context, both numbers
+│       ├── ContextLengthError    2 · 400   prompt and context, both numbers
+│       └── GrammarError          2 · 400   a grammar that cannot be compiled or followed
 ├── ModelNotFoundError            3 · 404   nothing by that name, with the nearest names
 ├── PlanError                     2 · 400   no plan can be made
 │   ├── PlanRequestError          2 · 400   constraints that contradict each other or the machine
 │   └── DoesNotFitError           4 · 503   the plan needs more than the machine has
+│       └── MemoryInUseError      4 · 503   models with requests under way hold it
 ├── SourceError                   5 · 502   what a download, a file or a store holds
 │   ├── DownloadError             5 · 502   the network or the hub
 │   │   └── AccessError           5 · 502   gated or private: a token is needed
@@ -90,6 +92,15 @@ class ContextLengthError(RequestError):
         self.n_ctx = n_ctx
 
 
+class GrammarError(RequestError):
+    """A grammar, schema or pattern that cannot be compiled, or not followed further."""
+
+    hint = "correct or simplify it"
+
+    def __init__(self, kind: str, problem: str, *, hint: str | None = None) -> None:
+        super().__init__(f"{kind}: {problem}", hint=hint)
+
+
 class ModelNotFoundError(LocalrunError):
     """No model by that name, here or at its source. ``nearest`` holds up to three names."""
 
@@ -137,6 +148,12 @@ class DoesNotFitError(PlanError):
     ) -> None:
         super().__init__(message, hint=hint)
         self.shortfall = dict(shortfall or {})
+
+
+class MemoryInUseError(DoesNotFitError):
+    """Models with requests under way hold the memory that one more would need. Names them."""
+
+    hint = "send the request again when theirs have ended"
 
 
 class SourceError(LocalrunError):

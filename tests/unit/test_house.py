@@ -34,6 +34,7 @@ ORDER = [
 HEAVY = {
     "torch", "mlx", "llama_cpp", "transformers", "huggingface_hub", "textual", "fastapi",
     "uvicorn", "starlette", "httpx2", "jinja2", "numpy", "psutil", "pynvml", "pydantic", "rich",
+    "llguidance",
 }  # fmt: skip
 LONGEST_FILE = 600
 
