@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field, replace
 
-from localrun.chat.messages import ChatModel, Message, ReplyEvent, ReplyOptions
+from localrun.chat.choices import merged
+from localrun.chat.messages import Message, ReplyEvent, ReplyOptions, ServedModel
 from localrun.engine.request import FinishReason, Timings
 from localrun.errors import LocalrunError, ModelNotFoundError
 from localrun.server.app import ModelCard
@@ -38,7 +40,7 @@ class FakeChat:
 
     async def reply(
         self, messages: Sequence[Message], options: ReplyOptions
-    ) -> AsyncIterator[ReplyEvent]:
+    ) -> AsyncGenerator[ReplyEvent]:
         self.asked.append((messages, options))
         self.running += 1
         self.started.set()
@@ -53,6 +55,14 @@ class FakeChat:
             self.running -= 1
             self.ended.set()
 
+    async def replies(
+        self, messages: Sequence[Message], options: ReplyOptions, n: int
+    ) -> AsyncGenerator[ReplyEvent]:
+        streams = [self.reply(messages, options) for _ in range(n)]
+        async with aclosing(merged(streams)) as events:
+            async for choice, event in events:
+                yield replace(event, choice=choice)
+
     async def close(self) -> None:
         self.closed = True
 
@@ -64,10 +74,11 @@ class FakeModels:
         self._models = models
         self.closed = False
 
-    async def get(self, name: str) -> ChatModel:
+    @asynccontextmanager
+    async def lease(self, name: str) -> AsyncIterator[ServedModel]:
         if name not in self._models:
             raise ModelNotFoundError(f"no model is called {name!r}", nearest=("fake",))
-        return self._models[name]
+        yield self._models[name]
 
     def names(self) -> Sequence[ModelCard]:
         return [ModelCard(id=name, created=1_700_000_000) for name in self._models]

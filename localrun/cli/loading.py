@@ -20,7 +20,7 @@ from localrun.plan.plan import Plan, PlanRequest
 from localrun.ref import CatalogueRef, HubRef, LocalRef, ModelRef, PathRef, PipRef, parse
 
 if TYPE_CHECKING:
-    from localrun.chat.messages import ChatModel
+    from localrun.chat.local import LocalChatModel
     from localrun.engine.client import EngineClient
     from localrun.hardware.machine import Machine
     from localrun.models.spec import ModelSpec
@@ -217,10 +217,15 @@ def prepare(text: str, request: PlanRequest, here: Settings | None = None) -> Pr
     """
     here = here or settings()
     found = described(find(text, here))
-    return _prepared(found, request, this_machine(here)[0])
+    return planned(found, request, this_machine(here)[0])
 
 
-def _prepared(found: Found, request: PlanRequest, machine: Machine) -> Prepared:
+def planned(found: Found, request: PlanRequest, machine: Machine) -> Prepared:
+    """Plan a model that was described, for a backend that is here.
+
+    Raises:
+        BackendMissingError, PlanError, UsageError: as ``prepare``.
+    """
     from localrun.backends.registry import choose, loader
 
     choose(found.spec, found.format, request.backend)  # says so where no backend runs it
@@ -269,7 +274,7 @@ def replan(prepared: Prepared, error: OutOfMemoryError) -> Prepared:
         else replace(prepared.request, ram_bytes=limit)
     )
     try:
-        smaller = _prepared(prepared.found, request, prepared.machine)
+        smaller = planned(prepared.found, request, prepared.machine)
     except PlanError:
         raise error from None
     if smaller.plan.execution == prepared.plan.execution:
@@ -298,10 +303,17 @@ async def _start(prepared: Prepared) -> EngineClient:
     )
 
 
-async def open_chat(prepared: Prepared, tell: Callable[[str], None] = note) -> ChatModel:
+async def open_chat(prepared: Prepared, tell: Callable[[str], None] = note) -> LocalChatModel:
     """A model to talk to, its engine in a child process; ``tell`` as for ``open_process``."""
+    return (await open_chat_as_planned(prepared, tell))[0]
+
+
+async def open_chat_as_planned(
+    prepared: Prepared, tell: Callable[[str], None] = note
+) -> tuple[LocalChatModel, Plan]:
+    """The same, with the plan that it executes."""
     from localrun.chat.local import LocalChatModel
     from localrun.chat.templates import Renderer
 
-    client, _ = await open_process(prepared, tell)
-    return LocalChatModel(client, Renderer())
+    client, made = await open_process(prepared, tell)
+    return LocalChatModel(client, Renderer()), made

@@ -54,6 +54,35 @@ def _size(value: object) -> int:
         raise typer.BadParameter(f"{error.message}; {error.hint}") from error
 
 
+_DURATION = re.compile(r"\s*(?:-1(?:\.0)?|(\d+(?:\.\d+)?)\s*([smh])?)\s*", re.IGNORECASE | re.ASCII)
+_SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of a number with s, m or h, or of one without; -1 stands for never.
+
+    Raises:
+        UsageError: anything else.
+    """
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise UsageError(
+            f"{text!r} is not a duration",
+            hint="write seconds, or a number with s, m or h, such as 5m; 0 at once, -1 never",
+        )
+    if match.group(1) is None:
+        return -1.0
+    return float(match.group(1)) * _SECONDS[(match.group(2) or "").lower()]
+
+
+def _duration(value: object) -> float:
+    """A duration as ``_size`` takes sizes."""
+    try:
+        return parse_duration(str(value))
+    except UsageError as error:
+        raise typer.BadParameter(f"{error.message}; {error.hint}") from error
+
+
 def no_budget_beside_plan(plan: Path | None, request: PlanRequest) -> None:
     """A saved plan decides everything.
 
@@ -98,6 +127,16 @@ Ram = Annotated[
 Vram = Annotated[
     int | None,
     typer.Option("--vram", parser=_size, metavar="SIZE", help="GPU memory to use at most."),
+]
+KeepAlive = Annotated[
+    float,
+    typer.Option(
+        "--keep-alive",
+        parser=_duration,
+        metavar="DURATION",
+        show_default="30m",
+        help="Unload a model unused for so long: 90, 5m, 1h; 0 at once, -1 never.",
+    ),
 ]
 
 PlanFile = Annotated[

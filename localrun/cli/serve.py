@@ -7,20 +7,29 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from localrun.cli.options import Backend, Ctx, Json, KvType, Parallel, Ram, Threads, Vram
+from localrun.cli.options import (
+    Backend,
+    Ctx,
+    Json,
+    KeepAlive,
+    KvType,
+    Parallel,
+    Ram,
+    Threads,
+    Vram,
+)
 from localrun.cli.output import emit_json, note, say, table
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from localrun.chat.messages import ChatModel
-    from localrun.cli.loading import Prepared
     from localrun.config import Settings
     from localrun.plan.plan import PlanRequest
     from localrun.server.app import ModelCard
     from localrun.server.guards import ServerOptions
     from localrun.server.provider import LoadingProvider
+    from localrun.server.running import RunningServer
 
 Refs = Annotated[
     list[str] | None,
@@ -59,12 +68,12 @@ def serve(
     vram: Vram = None,
     backend: Backend = None,
     parallel: Parallel = 1,
+    keep_alive: KeepAlive = 1800.0,
 ) -> int:
     """Serve models on a local port that OpenAI clients can use."""
     import asyncio
 
-    from localrun.cli.loading import prepare
-    from localrun.cli.plan_view import tell_plan
+    from localrun.cli.beside import plan_together
     from localrun.config import settings
     from localrun.plan.plan import PlanRequest
     from localrun.server.guards import ServerOptions
@@ -88,31 +97,43 @@ def serve(
         hosts=tuple(allowed_host or ()),
     )
     with listener:
-        prepared = {ref: prepare(ref, request, here) for ref in refs or ()}
-        for each in prepared.values():
-            tell_plan(each.plan)
-        return asyncio.run(_serve(listener, options, prepared, request, here))
+        given = tuple(dict.fromkeys(refs or ()))
+        plan_together(given, request, here)
+        return asyncio.run(
+            _serve(listener, options, given, request, here, None if keep_alive < 0 else keep_alive)
+        )
 
 
 async def _serve(
     listener: socket.socket,
     options: ServerOptions,
-    prepared: dict[str, Prepared],
+    given: tuple[str, ...],
     request: PlanRequest,
     here: Settings,
+    keep_alive_s: float | None,
 ) -> int:
     from localrun.server.app import create_app
-    from localrun.server.running import register
+    from localrun.server.running import register, update
     from localrun.server.serving import serve as run_server
 
+    running: RunningServer | None = None
+    loaded: tuple[str, ...] = ()
+
+    def changed(names: tuple[str, ...]) -> None:
+        nonlocal loaded
+        loaded = names
+        if running is not None:
+            update(here, running, names)
+
     host, port = listener.getsockname()[:2]
-    provider = _provider(prepared, request, here)
+    provider = _provider(given, request, here, keep_alive_s, changed)
     app = create_app(provider, options)
     try:
-        for ref in prepared:
-            await provider.get(ref)
-        with register(here, host=host, port=port, models=tuple(prepared)) as server:
-            say(f"{server.url}/v1")
+        for ref in given:
+            async with provider.lease(ref):
+                pass
+        with register(here, host=host, port=port, models=loaded) as running:
+            say(f"{running.url}/v1")
             note("Ctrl-C stops it")
             return await run_server(app, listener)
     finally:
@@ -120,28 +141,26 @@ async def _serve(
 
 
 def _provider(
-    prepared: dict[str, Prepared], request: PlanRequest, here: Settings
+    given: tuple[str, ...],
+    request: PlanRequest,
+    here: Settings,
+    keep_alive_s: float | None,
+    changed: Callable[[tuple[str, ...]], None],
 ) -> LoadingProvider:
     """Models by their canonical reference: those of the command line, and any on this disk."""
-    import asyncio
-
-    from localrun.cli.loading import find, open_chat, prepare
-    from localrun.cli.plan_view import tell_plan
+    from localrun.cli.beside import Beside
+    from localrun.cli.loading import find
     from localrun.errors import ModelNotFoundError
     from localrun.ref import PathRef, parse
     from localrun.server.app import ModelCard
     from localrun.server.provider import LoadingProvider
     from localrun.store.library import Library
 
-    async def open_model(name: str) -> ChatModel:
-        if name in prepared:
-            return await open_chat(prepared[name])
-        planned = await asyncio.to_thread(prepare, name, request, here)
-        tell_plan(planned.plan)
-        return await open_chat(planned)
+    def look(name: str) -> Beside:
+        return Beside(name, request, here)
 
     def canonical(name: str) -> str:
-        if name in prepared:
+        if name in given:
             return name
         ref = parse(name)
         if isinstance(ref, PathRef):
@@ -154,11 +173,13 @@ def _provider(
         return str(ref)
 
     def cards() -> Sequence[ModelCard]:
-        names = [*prepared, *(model.ref for model in Library(here).list() if model.state == "ok")]
+        names = [*given, *(model.ref for model in Library(here).list() if model.state == "ok")]
         return [ModelCard(name, created) for name in dict.fromkeys(names)]
 
     created = _now()
-    return LoadingProvider(open_model, cards=cards, canonical=canonical)
+    return LoadingProvider(
+        look, cards=cards, canonical=canonical, keep_alive_s=keep_alive_s, changed=changed
+    )
 
 
 def _now() -> int:
@@ -168,7 +189,7 @@ def _now() -> int:
 
 
 def ps(json: Json = False) -> None:
-    """List the servers of this user that run."""
+    """List the servers of this user that run, with the models they have loaded."""
     from localrun.config import settings
     from localrun.server.running import running
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -15,10 +15,11 @@ from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute
 
 from localrun import __version__
-from localrun.chat.messages import ChatModel
+from localrun.chat.messages import ReplyEvent, RequestContext, ServedModel
 from localrun.errors import LocalrunError, ModelNotFoundError
 from localrun.server import openai
 from localrun.server.answers import ClientGone, EventStream, Reply, while_connected
+from localrun.server.asked import context_of, messages_of, options_of
 from localrun.server.guards import OPEN_PATH, Guards, Receive, Scope, Send, ServerOptions
 from localrun.server.schemas import ChatRequest, field_name
 from localrun.server.shapes import error_response, response_of
@@ -42,8 +43,8 @@ class ModelCard:
 class ModelProvider(Protocol):
     """Where the server gets its models from."""
 
-    async def get(self, name: str) -> ChatModel:
-        """The model, loaded.
+    def lease(self, name: str) -> AbstractAsyncContextManager[ServedModel]:
+        """The model, loaded, and kept so until the block ends.
 
         Raises:
             ModelNotFoundError: none by that name is served here.
@@ -120,28 +121,42 @@ def _add_models(app: FastAPI, models: ModelProvider) -> None:
 
 
 def _add_chat(app: FastAPI, models: ModelProvider, stopping: asyncio.Event) -> None:
-    async def begin(body: ChatRequest) -> Reply:
-        model = await models.get(body.model)
-        reply = Reply(model.reply(openai.messages_of(body), openai.options_of(body)))
+    async def events(body: ChatRequest, context: RequestContext) -> AsyncGenerator[ReplyEvent]:
+        messages, options = messages_of(body), options_of(body, context)
+        async with models.lease(body.model) as model:
+            replies = (
+                model.reply(messages, options)
+                if body.n in (None, 1)
+                else model.replies(messages, options, body.n)
+            )
+            async with aclosing(replies) as stream:
+                async for event in stream:
+                    yield event
+
+    async def begin(body: ChatRequest, context: RequestContext) -> Reply:
+        reply = Reply(events(body, context))
         await reply.begin()
         return reply
 
-    async def whole(body: ChatRequest) -> dict[str, Any]:
-        async with aclosing(await begin(body)) as reply:
-            return await openai.completion(body.model, reply)
+    async def whole(body: ChatRequest, context: RequestContext) -> dict[str, Any]:
+        async with aclosing(await begin(body, context)) as reply:
+            return await openai.completion(body.model, reply, body.n or 1)
 
     @app.post("/v1/chat/completions")
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         receive = request.receive
+        peer = request.client.host if request.client else ""
+        context = context_of(request.scope["headers"], peer, body.user)
         try:
             if not body.stream:
-                return JSONResponse(await while_connected(receive, stopping, whole(body)))
-            reply = await while_connected(receive, stopping, begin(body))
+                answer = await while_connected(receive, stopping, whole(body, context))
+                return JSONResponse(answer)
+            reply = await while_connected(receive, stopping, begin(body, context))
         except ClientGone:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
         with_usage = body.stream_options is not None and body.stream_options.include_usage
-        events = openai.chunks(body.model, reply, include_usage=with_usage)
-        return EventStream(reply, events, stopping=stopping, goodbye=openai.goodbye())
+        chunks = openai.chunks(body.model, reply, body.n or 1, include_usage=with_usage)
+        return EventStream(reply, chunks, stopping=stopping, goodbye=openai.goodbye())
 
 
 def _add_errors(app: FastAPI) -> None:

@@ -1,4 +1,4 @@
-"""Knows no tensors: the adapter between the chat completions API and a ChatModel.
+"""Knows no model: what a ChatModel answers as the chat completions API tells it.
 
 https://platform.openai.com/docs/api-reference/chat and its streaming form; beside them
 ``reasoning_content``, as DeepSeek and llama.cpp send it, and llama.cpp's ``timings``.
@@ -9,60 +9,19 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from localrun.chat.messages import Message, ReplyEvent, ReplyOptions, Role, ToolCall
-from localrun.engine.request import FinishReason, SamplingParams
+from localrun.chat.messages import ReplyEvent
+from localrun.engine.request import FinishReason, Timings, TokenLogprob
 from localrun.errors import EngineError, LocalrunError
-from localrun.server.schemas import ChatMessage, ChatRequest
 from localrun.server.shapes import body_of, error_body, llama_timings, usage
 
 DONE = b"data: [DONE]\n\n"
+# What OpenAI tells of a token that cannot come: JSON has no infinity.
+UNLIKELY = -9999.0
 _FINISH = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length", FinishReason.CANCELLED: "stop"}
-
-
-def messages_of(request: ChatRequest) -> list[Message]:
-    return [_message(message) for message in request.messages]
-
-
-def _message(message: ChatMessage) -> Message:
-    role: Role = "system" if message.role == "developer" else message.role
-    calls = tuple(
-        ToolCall(id=call.id, name=call.function.name, arguments=call.function.arguments)
-        for call in message.tool_calls or ()
-    )
-    return Message(
-        role=role,
-        content=message.content or "",
-        reasoning=message.reasoning_content,
-        tool_calls=calls,
-        tool_call_id=message.tool_call_id,
-        name=message.name,
-    )
-
-
-def options_of(request: ChatRequest) -> ReplyOptions:
-    """Sampling as asked, the engine's defaults for the rest."""
-    asked = {
-        "temperature": request.temperature,
-        "top_k": request.top_k,
-        "top_p": request.top_p,
-        "min_p": request.min_p,
-        "repeat_penalty": request.repeat_penalty,
-        "seed": request.seed,
-    }
-    given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
-    tools = () if request.tool_choice == "none" else tuple(request.tools or ())
-    return ReplyOptions(
-        sampling=replace(SamplingParams(), **given),
-        max_tokens=request.max_completion_tokens or request.max_tokens,
-        stop=tuple(request.stop or ()),
-        ignore_end=bool(request.ignore_eos),
-        # Agents send tools of kinds that only their own maker runs: a template knows functions.
-        tools=tuple(tool for tool in tools if tool.get("type") == "function"),
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,69 +36,136 @@ class Answer:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
 
-async def completion(model: str, events: AsyncIterator[ReplyEvent]) -> dict[str, Any]:
-    """The whole answer as one object.
+class _Choice:
+    """One of the answers, gathered to its end."""
+
+    def __init__(self) -> None:
+        self.content: list[str] = []
+        self.reasoning: list[str] = []
+        self.logprobs: list[TokenLogprob] = []
+        self.finish: FinishReason | None = None
+        self.timings: Timings | None = None
+
+    def take(self, event: ReplyEvent) -> None:
+        self.content.append(event.text)
+        self.reasoning.append(event.reasoning)
+        self.logprobs += event.logprobs
+        if event.finish is not None:
+            self.finish, self.timings = _whole(event), event.timings
+
+    def body(self, index: int) -> dict[str, Any]:
+        assert self.finish is not None
+        message: dict[str, Any] = {"role": "assistant", "content": "".join(self.content)}
+        if any(self.reasoning):
+            message["reasoning_content"] = "".join(self.reasoning)
+        return {
+            "index": index,
+            "message": message,
+            "finish_reason": _FINISH[self.finish],
+            "logprobs": logprobs(self.logprobs),
+        }
+
+
+async def completion(model: str, events: AsyncIterator[ReplyEvent], n: int = 1) -> dict[str, Any]:
+    """The whole answer, of ``n`` choices, as one object.
 
     Raises:
         LocalrunError: what the generation raised, or EngineError for what it ended with.
     """
-    content: list[str] = []
-    reasoning: list[str] = []
+    choices = [_Choice() for _ in range(n)]
     async for event in events:
-        content.append(event.text)
-        reasoning.append(event.reasoning)
-        if event.finish is None:
-            continue
-        if event.finish is FinishReason.ERROR:
-            raise EngineError(event.error or "the generation failed")
-        message: dict[str, Any] = {"role": "assistant", "content": "".join(content)}
-        if any(reasoning):
-            message["reasoning_content"] = "".join(reasoning)
-        choice = {
-            "index": 0,
-            "message": message,
-            "finish_reason": _FINISH[event.finish],
-            "logprobs": None,
-        }
-        document = Answer(model).head("chat.completion") | {"choices": [choice]}
-        if event.timings is not None:
-            document["usage"] = usage(event.timings)
-            document["timings"] = llama_timings(event.timings)
-        return document
-    raise EngineError("the generation ended without a last event")
+        choices[event.choice].take(event)
+        if event.finish is not None and all(choice.finish for choice in choices):
+            break
+    else:
+        raise EngineError("the generation ended without a last event")
+    bodies = [choice.body(index) for index, choice in enumerate(choices)]
+    document = Answer(model).head("chat.completion") | {"choices": bodies}
+    timings = [choice.timings for choice in choices if choice.timings is not None]
+    if timings:
+        document["usage"] = usage(timings)
+    if len(timings) == 1:
+        document["timings"] = llama_timings(timings[0])
+    return document
 
 
 async def chunks(
-    model: str, events: AsyncIterator[ReplyEvent], *, include_usage: bool
+    model: str, events: AsyncIterator[ReplyEvent], n: int = 1, *, include_usage: bool
 ) -> AsyncGenerator[bytes]:
-    """The answer as server-sent events. An error ends the stream as an event of its own."""
+    """The answer as server-sent events, each with the index of its choice.
+
+    An error ends the stream as an event of its own.
+    """
     head = Answer(model).head("chat.completion.chunk")
 
-    def chunk(delta: dict[str, str], finish: str | None = None) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
+    def chunk(
+        event: ReplyEvent, delta: dict[str, str], finish: str | None = None
+    ) -> dict[str, Any]:
+        choice = {
+            "index": event.choice,
+            "delta": delta,
+            "finish_reason": finish,
+            "logprobs": logprobs(event.logprobs),
+        }
         # OpenAI: with include_usage every chunk but the last has a null usage.
         return head | {"choices": [choice]} | ({"usage": None} if include_usage else {})
 
-    yield server_sent(chunk({"role": "assistant", "content": ""}))
+    for index in range(n):
+        began = {"role": "assistant", "content": ""}
+        yield server_sent(chunk(ReplyEvent(choice=index), began))
+    ended: list[Timings | None] = []
     try:
         async for event in events:
             if event.reasoning:
-                yield server_sent(chunk({"reasoning_content": event.reasoning}))
+                yield server_sent(chunk(event, {"reasoning_content": event.reasoning}))
             if event.text:
-                yield server_sent(chunk({"content": event.text}))
-            if event.finish is FinishReason.ERROR:
-                raise EngineError(event.error or "the generation failed")
-            if event.finish is not None:
-                last = chunk({}, _FINISH[event.finish])
-                if event.timings is not None:
-                    last["timings"] = llama_timings(event.timings)
-                yield server_sent(last)
-                if include_usage and event.timings is not None:
-                    yield server_sent(head | {"choices": [], "usage": usage(event.timings)})
+                yield server_sent(chunk(event, {"content": event.text}))
+            if event.finish is None:
+                continue
+            last = chunk(event, {}, _FINISH[_whole(event)])
+            if event.timings is not None:
+                last["timings"] = llama_timings(event.timings)
+            yield server_sent(last)
+            ended.append(event.timings)
+            if len(ended) == n:
                 break
+        counted = [timings for timings in ended if timings is not None]
+        if include_usage and counted:
+            yield server_sent(head | {"choices": [], "usage": usage(counted)})
     except LocalrunError as error:
         yield server_sent(body_of(error))
     yield DONE
+
+
+def _whole(event: ReplyEvent) -> FinishReason:
+    """Why a choice ended.
+
+    Raises:
+        EngineError: by an error.
+    """
+    assert event.finish is not None
+    if event.finish is FinishReason.ERROR:
+        raise EngineError(event.error or "the generation failed")
+    return event.finish
+
+
+def logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any] | None:
+    """https://platform.openai.com/docs/api-reference/chat/object: a token's text has marks in place
+    of the bytes that are no text alone; ``bytes`` has them all. None where nothing was asked for.
+    """
+    if not tokens:
+        return None
+    content = [
+        _logprob(each.text, each.logprob)
+        | {"top_logprobs": [_logprob(text, logprob) for _, text, logprob in each.top]}
+        for each in tokens
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _logprob(text: bytes, logprob: float) -> dict[str, Any]:
+    shown = text.decode("utf-8", "replace")
+    return {"token": shown, "logprob": max(logprob, UNLIKELY), "bytes": list(text)}
 
 
 def server_sent(document: dict[str, Any]) -> bytes:

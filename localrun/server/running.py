@@ -12,7 +12,7 @@ import json
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -28,7 +28,7 @@ MAX_FILE_BYTES = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class RunningServer:
-    """``create_time``: when the process began, seconds since 1970."""
+    """``create_time``: when the process began, seconds since 1970; ``models``: those loaded."""
 
     pid: int
     create_time: float
@@ -53,15 +53,22 @@ def register(
     """
     pid = os.getpid()
     server = RunningServer(pid, psutil.Process(pid).create_time(), host, port, tuple(models))
-    place = _place(settings) / f"{pid}.json"
+    place = _file(settings, server)
     try:
-        _write(place, json.dumps(asdict(server)).encode())
+        _write(place, server)
     except OSError as error:
         raise ServerError(f"{place}: {error.strerror}", hint="check who owns it") from error
     try:
         yield server
     finally:
         place.unlink(missing_ok=True)
+
+
+def update(settings: Settings, server: RunningServer, models: Sequence[str]) -> None:
+    """Say which models a registered server has loaded now."""
+    # What `ps` shows is not worth the request that loaded a model.
+    with contextlib.suppress(OSError):
+        _write(_file(settings, server), replace(server, models=tuple(models)))
 
 
 def running(settings: Settings) -> tuple[RunningServer, ...]:
@@ -102,6 +109,10 @@ def _place(settings: Settings) -> Path:
     return settings.state / "servers"
 
 
+def _file(settings: Settings, server: RunningServer) -> Path:
+    return _place(settings) / f"{server.pid}.json"
+
+
 def _process(server: RunningServer) -> psutil.Process | None:
     """The process, if the one with that id is still the one that registered."""
     try:
@@ -112,14 +123,14 @@ def _process(server: RunningServer) -> psutil.Process | None:
         return None
 
 
-def _write(place: Path, content: bytes) -> None:
+def _write(place: Path, server: RunningServer) -> None:
     make_private(place.parent)
     draft = place.with_suffix(".new")
     # Left by an earlier process of the same id, or planted: either way not ours to write through.
     draft.unlink(missing_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
     with open(os.open(draft, flags, 0o600), "wb") as file:
-        file.write(content)
+        file.write(json.dumps(asdict(server)).encode())
     draft.rename(place)
 
 

@@ -10,16 +10,27 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 MAX_STOPS = 16
 MAX_STOP_CHARS = 1024
 MAX_CHOICES = 8
 MAX_LOGIT_BIAS = 1024
+MAX_BIAS = 100.0
 MAX_LOGPROBS = 20
 MAX_TOKENS = 2**31 - 1
 MAX_NAME_CHARS = 512
+MAX_GRAMMAR_CHARS = 256 * 1024
+MAX_GUIDED_CHOICES = 1024
 
 
 class Strict(BaseModel):
@@ -93,8 +104,28 @@ class StreamOptions(Strict):
     include_usage: bool = False
 
 
+class JsonSchema(Strict):
+    """``strict`` false is held as if it were true: what is asked for is always what comes."""
+
+    name: str = Field(default="", max_length=MAX_NAME_CHARS)
+    strict: bool | None = None
+    json_schema: dict[str, Any] = Field(alias="schema")
+
+
 class ResponseFormat(Strict):
-    type: str
+    """``schema`` beside ``json_object`` is llama.cpp's."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    # First of the two: the other's validator looks at it.
+    object_schema: dict[str, Any] | None = Field(default=None, alias="schema")
+    json_schema: JsonSchema | None = Field(default=None, validate_default=True)
+
+    @field_validator("json_schema")
+    @classmethod
+    def _given(cls, value: JsonSchema | None, info: ValidationInfo) -> JsonSchema | None:
+        if value is None and info.data.get("type") == "json_schema":
+            raise _refuse("missing: the schema that the answer is to have")
+        return value
 
 
 def list_of(stop: object) -> object:
@@ -108,6 +139,30 @@ Stops = Annotated[
 ]
 
 
+def token_ids(bias: object) -> object:
+    """Token ids travel as the names of a JSON object."""
+    if not isinstance(bias, dict):
+        return bias
+    for name in bias:
+        if not (isinstance(name, str) and name.isascii() and name.isdigit() and len(name) < 10):
+            raise _refuse(f"{str(name)[:40]!r} is not a token id")
+    return {int(name): value for name, value in bias.items()}
+
+
+Bias = Annotated[
+    Annotated[
+        dict[int, Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS)]],
+        Field(max_length=MAX_LOGIT_BIAS),
+    ]
+    | None,
+    BeforeValidator(token_ids, json_schema_input_type=dict[str, float] | None),
+]
+GrammarText = Annotated[str, Field(min_length=1, max_length=MAX_GRAMMAR_CHARS)]
+GuidedChoices = Annotated[list[GrammarText], Field(min_length=1, max_length=MAX_GUIDED_CHOICES)]
+# What may say of what form the answer is, in the order of the class: one of them at most.
+_FORMS = ("response_format", "grammar", "json_schema", "guided_json", "guided_regex")
+
+
 class ChatRequest(Strict):
     """The body of ``POST /v1/chat/completions``. None means: the server's default."""
 
@@ -119,22 +174,41 @@ class ChatRequest(Strict):
     max_completion_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, ge=0, le=1)
-    top_k: int | None = Field(default=None, ge=0, le=MAX_TOKENS)
-    min_p: float | None = Field(default=None, ge=0, le=1)
-    repeat_penalty: float | None = Field(default=None, gt=0, le=10)
     seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
     stop: Stops = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     n: int | None = Field(default=None, ge=1, le=MAX_CHOICES)
-    response_format: ResponseFormat | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
-    logit_bias: dict[str, float] | None = Field(default=None, max_length=MAX_LOGIT_BIAS)
+    logit_bias: Bias = None
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
-    # llama.cpp's: generate on past the end, for measuring.
+    response_format: ResponseFormat | None = None
+    user: str | None = Field(default=None, max_length=MAX_NAME_CHARS)
+
+    # llama.cpp's: https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md
+    top_k: int | None = Field(default=None, ge=0, le=MAX_TOKENS)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    typical_p: float | None = Field(default=None, ge=0, le=1)
+    repeat_penalty: float | None = Field(default=None, gt=0, le=10)
+    repeat_last_n: int | None = Field(default=None, ge=-1, le=MAX_TOKENS)
+    dry_multiplier: float | None = Field(default=None, ge=0, le=100)
+    dry_base: float | None = Field(default=None, ge=1, le=100)
+    dry_allowed_length: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
+    dry_penalty_last_n: int | None = Field(default=None, ge=-1, le=MAX_TOKENS)
+    dry_sequence_breakers: Stops = None
+    xtc_probability: float | None = Field(default=None, ge=0, le=1)
+    xtc_threshold: float | None = Field(default=None, ge=0, le=1)
+    grammar: GrammarText | None = None
+    json_schema: dict[str, Any] | None = None
+    # Generate on past the end, for measuring.
     ignore_eos: bool | None = None
+
+    # vLLM's: https://docs.vllm.ai/en/latest/features/structured_outputs.html
+    guided_json: dict[str, Any] | None = None
+    guided_regex: GrammarText | None = None
+    guided_choice: GuidedChoices | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -146,20 +220,6 @@ class ChatRequest(Strict):
             raise _refuse("a string holds half of a surrogate pair, which is no text") from error
         return body
 
-    @field_validator("n")
-    @classmethod
-    def _one_choice(cls, value: int | None) -> int | None:
-        if value not in (None, 1):
-            raise _refuse("one choice a request is what this server makes")
-        return value
-
-    @field_validator("response_format")
-    @classmethod
-    def _free_text(cls, value: ResponseFormat | None) -> ResponseFormat | None:
-        if value is not None and value.type != "text":
-            raise _refuse(f"{value.type[:40]!r} is not supported, only 'text'")
-        return value
-
     @field_validator("tool_choice")
     @classmethod
     def _free_choice(cls, value: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
@@ -167,14 +227,25 @@ class ChatRequest(Strict):
             raise _refuse("only 'auto' and 'none' are supported")
         return value
 
-    @field_validator(
-        "logprobs", "top_logprobs", "logit_bias", "presence_penalty", "frequency_penalty"
-    )
+    @field_validator("top_logprobs")
     @classmethod
-    def _not_asked(cls, value: object) -> object:
-        if value:
-            raise _refuse("not supported by this server")
+    def _asked_for(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value and not info.data.get("logprobs"):
+            raise _refuse("logprobs must be true for it")
         return value
+
+    @field_validator("grammar", "json_schema", "guided_json", "guided_regex", "guided_choice")
+    @classmethod
+    def _one_form(cls, value: object, info: ValidationInfo) -> object:
+        # The fields before this one are what is known yet.
+        before = [name for name in _FORMS if _held(info.data.get(name))]
+        if value is not None and before:
+            raise _refuse(f"the answer has its form by {before[0]} already")
+        return value
+
+
+def _held(value: object) -> bool:
+    return value is not None and not (isinstance(value, ResponseFormat) and value.type == "text")
 
 
 def field_name(location: tuple[int | str, ...]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starlette.responses import JSONResponse
@@ -12,6 +12,7 @@ from localrun.errors import (
     BusyError,
     ContextLengthError,
     LocalrunError,
+    MemoryInUseError,
     ModelNotFoundError,
     RefError,
     UsageError,
@@ -22,6 +23,7 @@ _CODES: tuple[tuple[type[LocalrunError], str], ...] = (
     (ContextLengthError, "context_length_exceeded"),
     (ModelNotFoundError, "model_not_found"),
     (BusyError, "queue_full"),
+    (MemoryInUseError, "memory_in_use"),
     (UsageError, "invalid_request"),
 )
 _PARAMS: tuple[tuple[type[LocalrunError], str], ...] = (
@@ -66,28 +68,41 @@ def body_of(error: LocalrunError) -> dict[str, Any]:
 
 
 def response_of(error: LocalrunError) -> JSONResponse:
-    headers = {"retry-after": str(RETRY_AFTER_S)} if isinstance(error, BusyError) else None
+    passing = isinstance(error, BusyError | MemoryInUseError)
+    headers = {"retry-after": str(RETRY_AFTER_S)} if passing else None
     return JSONResponse(body_of(error), status_code=error.http_status, headers=headers)
 
 
-def usage(timings: Timings) -> dict[str, Any]:
-    """https://platform.openai.com/docs/api-reference/chat/object"""
+def usage(choices: Sequence[Timings]) -> dict[str, Any]:
+    """Tokens of the answers to one prompt, which counts once.
+
+    Cached is what was so for every choice: all but the first find the prompt computed.
+    https://platform.openai.com/docs/api-reference/chat/object
+    """
+    prompt = choices[0].prompt_tokens
+    generated = sum(timings.generated_tokens for timings in choices)
     return {
-        "prompt_tokens": timings.prompt_tokens,
-        "completion_tokens": timings.generated_tokens,
-        "total_tokens": timings.prompt_tokens + timings.generated_tokens,
-        "prompt_tokens_details": {"cached_tokens": timings.cached_tokens},
+        "prompt_tokens": prompt,
+        "completion_tokens": generated,
+        "total_tokens": prompt + generated,
+        "prompt_tokens_details": {
+            "cached_tokens": min(timings.cached_tokens for timings in choices)
+        },
     }
 
 
 def llama_timings(timings: Timings) -> dict[str, float]:
-    """llama.cpp's ``timings``: counts, milliseconds, tokens per second.
+    """llama.cpp's ``timings``: counts, milliseconds, tokens per second; ``draft_n`` where tokens
+    were guessed ahead.
 
     https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md
     """
     fresh = timings.prompt_tokens - timings.cached_tokens
     steps = max(timings.generated_tokens - 1, 0)
     prefill_ms, decode_ms = timings.prefill_s * 1e3, timings.decode_s * 1e3
+    drafted: dict[str, float] = {}
+    if timings.drafted_tokens:
+        drafted = {"draft_n": timings.drafted_tokens, "draft_n_accepted": timings.accepted_tokens}
     return {
         "cache_n": timings.cached_tokens,
         "prompt_n": fresh,
@@ -98,4 +113,5 @@ def llama_timings(timings: Timings) -> dict[str, float]:
         "predicted_ms": decode_ms,
         "predicted_per_token_ms": decode_ms / steps if steps else 0.0,
         "predicted_per_second": timings.decode_tps,
+        **drafted,
     }

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from localrun.chat.local import LocalChatModel
-from localrun.chat.messages import ChatModel
+from localrun.chat.messages import ServedModel
 from localrun.chat.templates import Renderer
 from localrun.engine.process import EngineProcess
 from localrun.server.app import ModelCard, create_app
@@ -27,6 +27,7 @@ from localrun.server.guards import ServerOptions
 from localrun.server.provider import LoadingProvider
 from localrun.server.serving import listen
 from tests.engine_child import LOADER, ROOT, importable, plan
+from tests.loads import unlimited
 from tests.mock_runner import CHAT_TEMPLATE
 from tests.served import served
 
@@ -38,7 +39,7 @@ GREETING, LONG, CRASHING = MODELS
 KEY = "a key"
 
 
-async def open_model(name: str) -> ChatModel:
+async def open_model(name: str) -> ServedModel:
     made = plan("mock:script:" + "x" * 100_000, n_ctx=200_000) if name == LONG else plan(name)
     engine = await EngineProcess.start(made, loader=LOADER, chat_template=CHAT_TEMPLATE)
     return LocalChatModel(engine, Renderer())
@@ -47,7 +48,7 @@ async def open_model(name: str) -> ChatModel:
 @asynccontextmanager
 async def client(key: str = KEY) -> AsyncIterator[openai.AsyncOpenAI]:
     cards = [ModelCard(name, 1_700_000_000) for name in MODELS]
-    provider = LoadingProvider(open_model, cards=lambda: cards)
+    provider = LoadingProvider(unlimited(open_model), cards=lambda: cards)
     app = create_app(provider, ServerOptions(api_key=KEY))
     async with (
         served(app, api_key=KEY) as port,
@@ -94,13 +95,29 @@ async def test_max_tokens_and_stop_strings_are_honoured() -> None:
     assert stopped.choices[0].message.content == "Hello"
 
 
+async def test_several_choices_come_whole_and_streamed() -> None:
+    async with client() as speaker:
+        whole = await speaker.chat.completions.create(**asked(GREETING, n=3))
+        stream = await speaker.chat.completions.create(**asked(GREETING, n=3, stream=True))
+        chunks = [chunk async for chunk in stream]
+
+    assert [choice.message.content for choice in whole.choices] == ["Hello there"] * 3
+    assert whole.usage is not None
+    # One prompt; of each choice the text and its end.
+    assert whole.usage.completion_tokens == 3 * (len("Hello there") + 1)
+    texts = ["", "", ""]
+    for chunk in chunks:
+        texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+    assert texts == ["Hello there"] * 3
+
+
 async def test_errors_arrive_as_the_openai_clients_own() -> None:
     async with client() as speaker:
         question = [{"role": "user", "content": "x" * 5000}]
         with pytest.raises(openai.BadRequestError) as too_long:
             await speaker.chat.completions.create(**asked(GREETING) | {"messages": question})
         with pytest.raises(openai.BadRequestError) as field:
-            await speaker.chat.completions.create(**asked(GREETING, n=2))
+            await speaker.chat.completions.create(**asked(GREETING, n=1000))
     async with client(key="wrong") as speaker:
         with pytest.raises(openai.AuthenticationError):
             await speaker.models.list()
@@ -147,9 +164,10 @@ from localrun.server.serving import listen
 from localrun.server.running import register
 from localrun.server.serving import listen, serve
 from tests.end_to_end.test_serve import open_model
+from tests.loads import unlimited
 
 async def main():
-    app = create_app(LoadingProvider(open_model, cards=lambda: [ModelCard("m", 0)]))
+    app = create_app(LoadingProvider(unlimited(open_model), cards=lambda: [ModelCard("m", 0)]))
     listener = listen("127.0.0.1", 0, api_key=None)
     port = listener.getsockname()[1]
     with register(settings(), host="127.0.0.1", port=port, models=["m"]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx2
 import pytest
@@ -18,6 +18,7 @@ from localrun.errors import (
     DoesNotFitError,
     EngineCrashedError,
     LocalrunError,
+    MemoryInUseError,
     TemplateError,
 )
 from localrun.server.app import ServedApp, create_app
@@ -175,6 +176,33 @@ async def test_messages_and_options_reach_the_model_as_they_were_meant() -> None
     assert options.ignore_end
 
 
+async def test_who_asks_is_told_apart_by_key_address_and_user() -> None:
+    chat = FakeChat()
+    question = {"model": "fake", "messages": [MESSAGE]}
+    async with client_of(create_app(FakeModels(fake=chat))) as client:
+        await client.post(CHAT, json=question)
+        await client.post(CHAT, json=question | {"user": "ada"}, headers={"x-api-key": "k"})
+
+    nobody, ada = (options.context for _, options in chat.asked)
+    assert (nobody.owner, nobody.client) == ("", "127.0.0.1/")
+    assert ada.owner
+    assert ada.client == f"{ada.owner}/ada"
+
+
+async def test_several_choices_are_asked_for_and_told() -> None:
+    chat = FakeChat()
+
+    document = (await ask(chat, n=3)).json()
+    *chunks, done = events_of(await ask(chat, n=3, stream=True))
+
+    assert [choice["message"]["content"] for choice in document["choices"]] == ["Hello"] * 3
+    assert document["usage"]["completion_tokens"] == 9
+    assert "timings" not in document
+    assert done == "[DONE]"
+    ended = [chunk["choices"][0]["index"] for chunk in chunks if "timings" in chunk]
+    assert sorted(ended) == [0, 1, 2]
+
+
 PART = {"type": "text", "text": "brief"}
 
 MESSAGE = {"role": "user", "content": "Hi"}
@@ -212,18 +240,53 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "max_tokens 2^63": ({"max_tokens": 2**63}, "max_tokens"),
     "max_tokens a float": ({"max_tokens": 1.5}, "max_tokens"),
     "max_completion_tokens negative": ({"max_completion_tokens": -1}, "max_completion_tokens"),
-    "two choices": ({"n": 2}, "n"),
+    "no choice": ({"n": 0}, "n"),
+    "nine choices": ({"n": 9}, "n"),
     "a thousand choices": ({"n": 1000}, "n"),
     "17 stops": ({"stop": ["x"] * 17}, "stop"),
     "an empty stop": ({"stop": ""}, "stop[0]"),
     "an empty stop in a list": ({"stop": ["a", ""]}, "stop[1]"),
     "a stop that is a number": ({"stop": 1}, "stop"),
     "1025 biases": ({"logit_bias": {str(n): 1.0 for n in range(1025)}}, "logit_bias"),
-    "a bias": ({"logit_bias": {"1": 1.0}}, "logit_bias"),
-    "logprobs": ({"logprobs": True}, "logprobs"),
-    "21 logprobs": ({"top_logprobs": 21}, "top_logprobs"),
-    "a penalty": ({"presence_penalty": 0.5}, "presence_penalty"),
-    "a schema": ({"response_format": {"type": "json_schema"}}, "response_format"),
+    "a bias of no token": ({"logit_bias": {"hello": 1.0}}, "logit_bias"),
+    "a bias of a negative token": ({"logit_bias": {"-1": 1.0}}, "logit_bias"),
+    "a bias of a token of a million digits": ({"logit_bias": {"9" * 10**6: 1}}, "logit_bias"),
+    "a bias above": ({"logit_bias": {"1": 101}}, "logit_bias[1]"),
+    "a bias that is a word": ({"logit_bias": {"1": "ban"}}, "logit_bias[1]"),
+    "biases in a list": ({"logit_bias": [[1, 1.0]]}, "logit_bias"),
+    "logprobs a number": ({"logprobs": 5}, "logprobs"),
+    "21 logprobs": ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+    "alternatives without logprobs": ({"top_logprobs": 2}, "top_logprobs"),
+    "a penalty above": ({"presence_penalty": 2.1}, "presence_penalty"),
+    "a penalty below": ({"frequency_penalty": -2.1}, "frequency_penalty"),
+    "typical_p above": ({"typical_p": 1.1}, "typical_p"),
+    "repeat_last_n below": ({"repeat_last_n": -2}, "repeat_last_n"),
+    "dry_base below": ({"dry_base": 0.5}, "dry_base"),
+    "a breaker that is empty": ({"dry_sequence_breakers": [""]}, "dry_sequence_breakers[0]"),
+    "xtc_probability above": ({"xtc_probability": 1.5}, "xtc_probability"),
+    "a format of no kind": ({"response_format": {"type": "yaml"}}, "response_format.type"),
+    "a format that is a word": ({"response_format": "json"}, "response_format"),
+    "a schema that is missing": (
+        {"response_format": {"type": "json_schema"}},
+        "response_format.json_schema",
+    ),
+    "a schema without a schema": (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+        "response_format.json_schema.schema",
+    ),
+    "a schema that is a list": (
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": []}}},
+        "response_format.json_schema.schema",
+    ),
+    "a grammar of 257 Ki": ({"grammar": "x" * 257 * 1024}, "grammar"),
+    "an empty grammar": ({"grammar": ""}, "grammar"),
+    "two forms": (
+        {"response_format": {"type": "json_object"}, "grammar": 'root ::= "x"'},
+        "grammar",
+    ),
+    "two other forms": ({"json_schema": {}, "guided_choice": ["a"]}, "guided_choice"),
+    "no choice to make": ({"guided_choice": []}, "guided_choice"),
+    "a user of 513 characters": ({"user": "x" * 513}, "user"),
     "a forced tool": ({"tool_choice": "required"}, "tool_choice"),
     "a choice of no kind": ({"tool_choice": 1}, "tool_choice"),
     "tools no list": ({"tools": {}}, "tools"),
@@ -257,10 +320,17 @@ LIMITS: dict[str, dict[str, Any]] = {
         "n": 1,
         "presence_penalty": 0,
         "logprobs": False,
+        "top_logprobs": 0,
         "logit_bias": {},
         "response_format": {"type": "text"},
         "tool_choice": "none",
     },
+    "n": {"n": 8},
+    "logprobs": {"logprobs": True, "top_logprobs": 20},
+    "bias": {"logit_bias": {str(n): -100 for n in range(1024)}},
+    "penalties": {"presence_penalty": -2, "frequency_penalty": 2.0, "repeat_last_n": -1},
+    "grammar": {"grammar": "x" * 256 * 1024},
+    "free text beside a grammar": {"response_format": {"type": "text"}, "grammar": "x"},
     "nulls": {"stop": None, "seed": None, "stream": None, "tools": None, "max_tokens": None},
 }
 
@@ -301,6 +371,7 @@ ERRORS: dict[str, tuple[LocalrunError, int, str | None]] = {
     "template": (TemplateError("line 3"), 500, None),
     "crash": (EngineCrashedError("SIGSEGV"), 503, None),
     "memory": (DoesNotFitError("needs 10 GB, has 8 GB"), 503, None),
+    "memory in use": (MemoryInUseError("m has to wait"), 503, "memory_in_use"),
 }
 
 
@@ -315,7 +386,8 @@ async def test_an_error_before_the_first_token_has_its_own_status(
     assert (response.status_code, body["code"]) == (status, code)
     assert error.message in body["message"]
     assert error.hint in body["message"]
-    assert ("retry-after" in response.headers) == (status == 429)
+    passing = isinstance(error, BusyError | MemoryInUseError)
+    assert ("retry-after" in response.headers) == passing
 
 
 async def test_a_prompt_that_is_too_long_is_told_with_both_numbers() -> None:
@@ -412,7 +484,7 @@ async def test_docs_exist_when_they_are_asked_for() -> None:
 
 async def test_an_error_nobody_foresaw_is_told_without_its_details() -> None:
     class Broken(FakeModels):
-        async def get(self, name: str) -> FakeChat:
+        def lease(self, name: str) -> NoReturn:
             raise RuntimeError("a secret path")
 
     transport = httpx2.ASGITransport(create_app(Broken()), raise_app_exceptions=False)

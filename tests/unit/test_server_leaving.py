@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -61,10 +63,11 @@ async def test_a_client_that_leaves_while_its_model_loads_does_not_start_it() ->
     chat, loading = FakeChat(), asyncio.Event()
 
     class Loading(FakeModels):
-        async def get(self, name: str) -> FakeChat:
+        @asynccontextmanager
+        async def lease(self, name: str) -> AsyncIterator[FakeChat]:
             loading.set()
             await asyncio.Event().wait()
-            return chat
+            yield chat
 
     async with served(create_app(Loading())) as port:
         _, writer = await _ask(port, True)
