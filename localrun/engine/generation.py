@@ -30,7 +30,10 @@ class Generation(Iterator[TokenEvent]):
         self.request = request
         self._cancel = cancel
         self._on_ready = on_ready
-        self._changed = threading.Condition()
+        # Few readers wait here: the engine must not pay for a notice to nobody.
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._waiting = False
         self._events: deque[TokenEvent] = deque()
         self._joined = Joined()
         self._final: TokenEvent | None = None
@@ -44,16 +47,17 @@ class Generation(Iterator[TokenEvent]):
         return self
 
     def __next__(self) -> TokenEvent:
-        with self._changed:
+        with self._lock:
             while (event := self._take()) is None:
                 if self._done:
                     raise StopIteration
+                self._waiting = True
                 self._changed.wait()
             return event
 
     def poll(self) -> list[TokenEvent]:
         """The events there are, without waiting; the last one of the stream has ``finish``."""
-        with self._changed:
+        with self._lock:
             events = list(self._events)
             self._events.clear()
             while (event := self._take()) is not None:
@@ -67,7 +71,7 @@ class Generation(Iterator[TokenEvent]):
 
     def put(self, event: TokenEvent) -> None:
         """The engine's side: one more event. After the one with ``finish`` nothing is taken."""
-        with self._changed:
+        with self._lock:
             if self._final is not None or self._done:
                 return
             was_empty = not self._events and not self._joined
@@ -77,7 +81,9 @@ class Generation(Iterator[TokenEvent]):
                 self._joined.add(event)
             else:
                 self._events.append(event)
-            self._changed.notify_all()
+            if self._waiting:
+                self._waiting = False
+                self._changed.notify_all()
         if self._on_ready is not None and (was_empty or event.finish is not None):
             self._on_ready()
 

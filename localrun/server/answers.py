@@ -12,6 +12,7 @@ from starlette.responses import Response
 from localrun.chat.messages import ReplyEvent
 from localrun.errors import ServerError
 from localrun.server.guards import Receive, Scope, Send
+from localrun.server.protocol import ChunkWriter
 
 Result = TypeVar("Result")
 
@@ -108,15 +109,21 @@ class EventStream(Response):
         async with aclosing(self._reply), aclosing(self._events):
             start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
             await send(start)
+            chunks: ChunkWriter | None = scope.get(ChunkWriter.SCOPE_KEY)
             last = b""
             try:
-                await while_connected(receive, self._stopping, self._pump(send))
+                await while_connected(receive, self._stopping, self._pump(send, chunks))
             except ClientGone:
                 return
             except ServerError:
                 last = self._goodbye
             await send({"type": "http.response.body", "body": last, "more_body": False})
 
-    async def _pump(self, send: Send) -> None:
+    async def _pump(self, send: Send, chunks: ChunkWriter | None) -> None:
+        if chunks is None or not chunks.usable:
+            async for event in self._events:
+                await send({"type": "http.response.body", "body": event, "more_body": True})
+            return
         async for event in self._events:
-            await send({"type": "http.response.body", "body": event, "more_body": True})
+            if chunks.write(event):
+                await chunks.drain()
