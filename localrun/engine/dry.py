@@ -40,17 +40,13 @@ class Dry:
 
     __slots__ = (
         "_breakers",
-        "_broken",
         "_ends",
-        "_known",
         "_longest_exponent",
         "_params",
         "_runs",
         "_scratch",
         "_size",
-        "_tail",
         "_timeline",
-        "_tokens",
         "_window",
     )
 
@@ -59,7 +55,6 @@ class Dry:
     ) -> None:
         """``tokens[i]`` are the bytes of token ``i``; an id past them has none."""
         self._params = params
-        self._tokens = tokens
         self._window = params.dry_window if params.dry_window > 0 else None
         recent = prompt if self._window is None else prompt[-self._window :]
         self._size = len(recent)
@@ -68,11 +63,7 @@ class Dry:
         # One place more than tokens: place i + 1 is for the run that ends at token i.
         self._scratch = np.zeros(self._timeline.size + 1, dtype=np.int32)
         self._ends, self._runs = _repetitions(recent)
-        self._breakers = tuple(breaker.encode() for breaker in params.dry_breakers)
-        # Which tokens hold a breaker, looked up when first asked.
-        self._known: NDArray[np.int8] = np.empty(0, dtype=np.int8)
-        # Index of the token in which the latest breaker ends.
-        self._broken, self._tail = self._breaks_of(recent)
+        self._breakers = _Breakers(params.dry_breakers, recent, tokens)
         base = math.log(params.dry_base)
         self._longest_exponent = int(_LARGEST_LOG / base) if base > 1e-6 else 0
 
@@ -94,13 +85,13 @@ class Dry:
         self._ends, self._runs = ends, runs
         self._timeline[at] = token
         self._size = at + 1
-        self._note_breakers(token)
+        self._breakers.record(token, at)
 
     def apply(self, values: NDArray[np.float32]) -> None:
         """Lower what would go on with a repetition in ``values`` ``[vocab]``, in place."""
         params = self._params
         held = self._size if self._window is None else min(self._size, self._window)
-        limit = min(held, self._size - 1 - self._broken)
+        limit = min(held, self._size - 1 - self._breakers.latest)
         if limit < params.dry_allowed_length or not self._ends.size:
             return
         first = self._size - held
@@ -109,7 +100,7 @@ class Dry:
         if not long.size:
             return
         followers = self._timeline[self._ends[long] + 1]
-        counted = self._without_breakers(followers, values.size)
+        counted = ~self._breakers.within(followers, values.size)
         followers, lengths = followers[counted], lengths[long[counted]]
         # Of several runs that one token follows, the longest is written last and stays.
         order = np.argsort(lengths, kind="stable")
@@ -124,42 +115,59 @@ class Dry:
         amounts = params.dry_multiplier * params.dry_base ** exponents.astype(np.float64)
         return np.minimum(amounts, _LARGEST).astype(np.float32)
 
-    def _without_breakers(self, tokens: NDArray[np.int32], vocabulary: int) -> NDArray[np.bool_]:
-        if not self._known.size:
-            self._known = np.full(vocabulary, _UNKNOWN, dtype=np.int8)
-        for token in set(tokens[self._known[tokens] == _UNKNOWN].tolist()):
-            text = self._bytes(token)
-            self._known[token] = any(breaker in text for breaker in self._breakers)
-        return np.equal(self._known[tokens], 0)
 
-    def _bytes(self, token: int) -> bytes:
-        return self._tokens[token] if token < len(self._tokens) else b""
+class _Breakers:
+    """Where in a timeline's text a sequence breaker ended last: ``latest`` is that token's index,
+    -1 if there was none."""
 
-    def _note_breakers(self, token: int) -> None:
+    __slots__ = ("_breakers", "_known", "_longest", "_tail", "_tokens", "latest")
+
+    def __init__(
+        self, breakers: Sequence[str], recent: Sequence[int], tokens: Sequence[bytes]
+    ) -> None:
+        self._tokens = tokens
+        self._breakers = tuple(breaker.encode("utf-8", "surrogatepass") for breaker in breakers)
+        self._longest = max(map(len, self._breakers), default=1)
+        # Which tokens hold a breaker, looked up when first asked.
+        self._known: NDArray[np.int8] = np.empty(0, dtype=np.int8)
+        text = b"".join(map(self._bytes, recent))
+        ends = [text.rfind(breaker) + len(breaker) for breaker in self._breakers if breaker in text]
+        self.latest = self._token_at(max(ends), len(text), recent) if ends else -1
+        self._tail = self._end_of(text)
+
+    def record(self, token: int, index: int) -> None:
+        """``token`` is the timeline's latest, at ``index``."""
         text = self._tail + self._bytes(token)
         before = len(self._tail)
         if any(
             text.find(breaker, max(0, before - len(breaker) + 1)) >= 0 for breaker in self._breakers
         ):
-            self._broken = self._size - 1
+            self.latest = index
         self._tail = self._end_of(text)
 
-    def _breaks_of(self, recent: Sequence[int]) -> tuple[int, bytes]:
-        """Where in ``recent`` the latest breaker ends, -1 nowhere; the bytes that may begin one."""
-        text = b"".join(map(self._bytes, recent))
-        ends = [text.rfind(breaker) + len(breaker) for breaker in self._breakers if breaker in text]
-        end = max(ends, default=0)
-        at, start = len(recent) - 1, len(text)
-        while end and at >= 0:
-            start -= len(self._bytes(recent[at]))
-            if start < end:
-                return at, self._end_of(text)
-            at -= 1
-        return -1, self._end_of(text)
+    def within(self, tokens: NDArray[np.int32], vocabulary: int) -> NDArray[np.bool_]:
+        """Which of ``tokens`` hold a breaker by themselves."""
+        if not self._known.size:
+            self._known = np.full(vocabulary, _UNKNOWN, dtype=np.int8)
+        for token in set(tokens[self._known[tokens] == _UNKNOWN].tolist()):
+            text = self._bytes(token)
+            self._known[token] = any(breaker in text for breaker in self._breakers)
+        return self._known[tokens].astype(np.bool_)
+
+    def _bytes(self, token: int) -> bytes:
+        return self._tokens[token] if token < len(self._tokens) else b""
+
+    def _token_at(self, end: int, start: int, recent: Sequence[int]) -> int:
+        """The token that holds the byte before ``end`` of a text of ``start`` bytes."""
+        index = len(recent)
+        while start >= end:
+            index -= 1
+            start -= len(self._bytes(recent[index]))
+        return index
 
     def _end_of(self, text: bytes) -> bytes:
-        longest = max(map(len, self._breakers), default=1)
-        return text[len(text) - longest + 1 :] if len(text) >= longest else text
+        """The bytes that a breaker may begin with."""
+        return text[max(0, len(text) - self._longest + 1) :]
 
 
 def _repetitions(tokens: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
