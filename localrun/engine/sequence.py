@@ -90,7 +90,7 @@ class Sequence:
         self._clock = clock
         most = n_ctx - len(request.prompt)
         self._limit = most if request.max_tokens is None else min(most, request.max_tokens)
-        self._sampler = Sampler(request.sampling, request.prompt)
+        self._sampler = Sampler(request.sampling, request.prompt, vocabulary.tokens)
         self._detokenizer = Detokenizer()
         self._stops = StopMatcher(request.stop)
         self._unsent: list[int] = []
