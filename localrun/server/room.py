@@ -54,8 +54,8 @@ class Candidate(Protocol):
     ) -> Opening:
         """Plan it for what is left beside ``staying``, once all others of ``loaded`` are gone.
 
-        It gets what it would have alone, but for where it lies; ``squeezed`` also a smaller context
-        where that is left open. Blocks.
+        It has the context that it would have alone; ``squeezed`` also a smaller one, where the user
+        left that open. Blocks.
 
         Raises:
             DoesNotFitError: with the bill.
