@@ -112,6 +112,8 @@ class _Paired:
         self._buffer = ""
 
     def feed(self, text: str) -> list[Piece]:
+        if self._state == "text" and not self._buffer:
+            return [Piece("text", text)] if text else []
         self._buffer += text
         pieces: list[Piece] = []
         while self._step(pieces):

@@ -74,7 +74,7 @@ def _serve(channel: socket.socket, incoming: BinaryIO, loaded: threading.Event) 
     call = first["call"]
     try:
         plan, options = Plan.from_json(first["plan"]), fields.options_of(first["options"])
-        engine = make(plan, first["loader"], options, on_step=desk.deliver)
+        engine = make(plan, first["loader"], options, on_step=desk.stepped)
         loaded.set()
     except LocalrunError as error:
         failed = {"type": "failed", "call": call, "error": frames.error_fields(error)}

@@ -35,7 +35,7 @@ Work = Callable[[frames.Frame], object]
 
 
 class Desk:
-    """One parent's requests. ``deliver`` is what the engine calls after each step."""
+    """One parent's requests. ``stepped`` is what the engine calls after each step."""
 
     def __init__(self) -> None:
         # None is a request that the engine has not taken yet.
@@ -43,6 +43,7 @@ class Desk:
         self._embeddings: dict[int, Vectors] = {}
         self._ready: deque[int] = deque()
         self._lock = threading.Lock()
+        self._steps = 0
         self._engine: Engine
         self._outbox: Outbox
 
@@ -66,13 +67,18 @@ class Desk:
                 case "cancel":
                     self._cancel(frame["call"])
                 case "ping":
-                    self._send({"type": "pong", "steps": engine.steps})
+                    self._send({"type": "pong", "steps": self._steps})
                 case "close":
                     return
                 case question if question in work:
                     self._answer(frame, work[question])
                 case unknown:
                     raise EngineError(f"the engine's process does not know {unknown!r}")
+
+    def stepped(self) -> None:
+        """On the engine's thread: the engine goes on, and may have made events."""
+        self._steps += 1
+        self.deliver()
 
     def deliver(self) -> None:
         """Send what the generations have ready, unless the parent is behind. From any thread."""

@@ -89,17 +89,17 @@ async def completion(model: str, events: AsyncIterator[ReplyEvent], n: int = 1) 
     return document
 
 
-async def chunks(
-    model: str, events: AsyncIterator[ReplyEvent], n: int = 1, *, include_usage: bool
-) -> AsyncGenerator[bytes]:
-    """The answer as server-sent events, each with the index of its choice.
+class _Chunks:
+    """The chunks of one answer."""
 
-    An error ends the stream as an event of its own.
-    """
-    head = Answer(model).head("chat.completion.chunk")
+    def __init__(self, model: str, *, include_usage: bool) -> None:
+        self.head = Answer(model).head("chat.completion.chunk")
+        # OpenAI: with include_usage every chunk but the last has a null usage.
+        self._tail: dict[str, Any] = {"usage": None} if include_usage else {}
+        self._frames: dict[tuple[int, str], tuple[bytes, bytes]] = {}
 
     def chunk(
-        event: ReplyEvent, delta: dict[str, str], finish: str | None = None
+        self, event: ReplyEvent, delta: dict[str, str], finish: str | None = None
     ) -> dict[str, Any]:
         choice = {
             "index": event.choice,
@@ -107,22 +107,42 @@ async def chunks(
             "finish_reason": finish,
             "logprobs": logprobs(event.logprobs),
         }
-        # OpenAI: with include_usage every chunk but the last has a null usage.
-        return head | {"choices": [choice]} | ({"usage": None} if include_usage else {})
+        return self.head | {"choices": [choice]} | self._tail
 
+    def told(self, event: ReplyEvent, key: str, text: str) -> bytes:
+        """The chunk of some text. Nearly all differ in it alone, and thousands leave a second."""
+        if event.logprobs:
+            return server_sent(self.chunk(event, {key: text}))
+        frame = self._frames.get((event.choice, key))
+        if frame is None:
+            # Its last empty string is the one that a text takes the place of.
+            empty = server_sent(self.chunk(ReplyEvent(choice=event.choice), {key: ""}))
+            before, _, after = empty.rpartition(b'""')
+            frame = self._frames[event.choice, key] = before, after
+        return frame[0] + json.dumps(text).encode() + frame[1]
+
+
+async def chunks(
+    model: str, events: AsyncIterator[ReplyEvent], n: int = 1, *, include_usage: bool
+) -> AsyncGenerator[bytes]:
+    """The answer as server-sent events, each with the index of its choice.
+
+    An error ends the stream as an event of its own.
+    """
+    made = _Chunks(model, include_usage=include_usage)
     for index in range(n):
         began = {"role": "assistant", "content": ""}
-        yield server_sent(chunk(ReplyEvent(choice=index), began))
+        yield server_sent(made.chunk(ReplyEvent(choice=index), began))
     ended: list[Timings | None] = []
     try:
         async for event in events:
             if event.reasoning:
-                yield server_sent(chunk(event, {"reasoning_content": event.reasoning}))
+                yield made.told(event, "reasoning_content", event.reasoning)
             if event.text:
-                yield server_sent(chunk(event, {"content": event.text}))
+                yield made.told(event, "content", event.text)
             if event.finish is None:
                 continue
-            last = chunk(event, {}, _FINISH[_whole(event)])
+            last = made.chunk(event, {}, _FINISH[_whole(event)])
             if event.timings is not None:
                 last["timings"] = llama_timings(event.timings)
             yield server_sent(last)
@@ -131,7 +151,7 @@ async def chunks(
                 break
         counted = [timings for timings in ended if timings is not None]
         if include_usage and counted:
-            yield server_sent(head | {"choices": [], "usage": usage(counted)})
+            yield server_sent(made.head | {"choices": [], "usage": usage(counted)})
     except LocalrunError as error:
         yield server_sent(body_of(error))
     yield DONE

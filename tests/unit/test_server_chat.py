@@ -21,6 +21,7 @@ from localrun.errors import (
     MemoryInUseError,
     TemplateError,
 )
+from localrun.server import openai
 from localrun.server.app import ServedApp, create_app
 from localrun.server.guards import ServerOptions
 from tests.fake_chat import FakeChat, FakeModels, ending
@@ -506,3 +507,43 @@ async def test_a_busy_server_tells_the_next_client_to_come_back(
     assert response.status_code == 429
     assert response.headers["retry-after"] == "1"
     assert response.json()["error"]["code"] == "queue_full"
+
+
+AWKWARD = [
+    '"',
+    '""',
+    "\\",
+    "\n\r\t\0",
+    "\u2028",
+    "héllo 🎉",
+    "\ud83d",
+    "%s {} %(a)s",
+    'x","delta":{}',
+]
+
+
+@pytest.mark.parametrize("usage", [False, True])
+@pytest.mark.parametrize("text", AWKWARD, ids=ascii)
+async def test_a_text_of_any_characters_is_streamed_as_json_and_comes_out_as_it_went_in(
+    text: str, usage: bool
+) -> None:
+    events = (ReplyEvent(reasoning=text), ReplyEvent(text=text), ReplyEvent(text=text, choice=1))
+    stream = openai.chunks(text, _each((*events, ending(), ending())), 2, include_usage=usage)
+    sent = [chunk async for chunk in stream]
+
+    documents = [json.loads(chunk.removeprefix(b"data: ")) for chunk in sent[2:5]]
+    deltas = [document["choices"][0] for document in documents]
+    assert [choice["delta"] for choice in deltas] == [
+        {"reasoning_content": text},
+        {"content": text},
+        {"content": text},
+    ]
+    assert [choice["index"] for choice in deltas] == [0, 0, 1]
+    assert {document["model"] for document in documents} == {text}
+    assert all(("usage" in document) == usage for document in documents)
+    assert all(chunk.endswith(b"\n\n") and chunk.count(b"\n") == 2 for chunk in sent)
+
+
+async def _each(events: tuple[ReplyEvent, ...]) -> AsyncIterator[ReplyEvent]:
+    for event in events:
+        yield event
