@@ -81,6 +81,7 @@ class MockRunner:
     reply: text (or function of the prompt's text) said after each prompt, then the end token.
     hashed: logits are a pure function of the sequence's tokens, so a wrong cache changes the text.
     keep: from the length asked of ``truncate`` to the length kept (default: all of it).
+    uncuttable: ``truncate`` to less than is held keeps nothing, and no token can be taken back.
     forgetful: a sequence whose forward failed or was aborted is emptied, as a recurrent state is.
     holds: indices of forwards that wait for ``release`` or ``abort``; ``entered`` is set then.
     fails, poisons: indices of forwards that raise EngineError, or return NaN.
@@ -104,6 +105,7 @@ class MockRunner:
         can_fork: bool = True,
         rollback_depth: int | None = None,
         keep: Callable[[int], int] | None = None,
+        uncuttable: bool = False,
         forgetful: bool = False,
         holds: Sequence[int] = (),
         fails: Container[int] = (),
@@ -116,6 +118,7 @@ class MockRunner:
         self._reply = reply
         self._hashed = hashed
         self._keep = keep or (lambda length: length)
+        self._uncuttable = uncuttable
         self._forgetful = forgetful
         self._holds = set(holds)
         self._fails = fails
@@ -131,7 +134,7 @@ class MockRunner:
             max_tokens=max_tokens,
             n_cells=n_cells or n_ctx * max_sequences,
             can_fork=can_fork,
-            rollback_depth=rollback_depth,
+            rollback_depth=0 if uncuttable else rollback_depth,
             state_bytes_per_token=4,
             embeddings=True,
             pooling="mean",
@@ -183,6 +186,15 @@ class MockRunner:
         """The tokens of each forward's first item."""
         return [tuple(batch[0].tokens) for batch in self.forwards]
 
+    def holds_tokens(self, sequence: SequenceId) -> list[int]:
+        """What ``sequence`` holds."""
+        return list(self._sequences[sequence].tokens)
+
+    @property
+    def in_use(self) -> int:
+        """How many sequences are not free."""
+        return len(self._sequences)
+
     # ModelRunner.
 
     @property
@@ -224,7 +236,9 @@ class MockRunner:
 
     def fork(self, sequence: SequenceId) -> SequenceId:
         self._check_thread("fork")
-        return self._add(Timeline(list(self._sequences[sequence].tokens)))
+        tokens = list(self._sequences[sequence].tokens)
+        self._check_cells(len(tokens))
+        return self._add(Timeline(tokens))
 
     def free(self, sequence: SequenceId) -> None:
         self._check_thread("free")
@@ -234,6 +248,8 @@ class MockRunner:
         self._check_thread("truncate")
         timeline = self._sequences[sequence]
         kept = min(self._keep(length), len(timeline.tokens))
+        if self._uncuttable and length < len(timeline.tokens):
+            kept = 0
         if kept < len(timeline.tokens):
             del timeline.tokens[kept:]
             timeline.reply = None
@@ -250,7 +266,9 @@ class MockRunner:
         return np.asarray(self._sequences[sequence].tokens, dtype="<i4").tobytes()
 
     def restore(self, state: bytes) -> SequenceId:
-        return self._add(Timeline(np.frombuffer(state, dtype="<i4").tolist()))
+        tokens = np.frombuffer(state, dtype="<i4").tolist()
+        self._check_cells(len(tokens))
+        return self._add(Timeline(tokens))
 
     def forward(self, batch: Sequence[BatchItem]) -> NumpyLogits:
         self._check_thread("forward")
@@ -263,6 +281,7 @@ class MockRunner:
             raise EngineError("mock: the batch is larger than max_tokens")
         if len({item.sequence for item in batch}) > limits.max_batch:
             raise EngineError("mock: more sequences than max_batch")
+        self._check_cells(sum(len(item.tokens) for item in batch))
         if index == self._crashes:
             os.kill(os.getpid(), signal.SIGKILL)
         try:
@@ -320,6 +339,11 @@ class MockRunner:
         self._owner = self._owner or here
         if here != self._owner:
             self.violations.append(call)
+
+    def _check_cells(self, more: int) -> None:
+        held = sum(len(timeline.tokens) for timeline in self._sequences.values())
+        if held + more > self._capabilities.n_cells:
+            raise EngineError("mock: every cell is in use")
 
     def _add(self, timeline: Timeline) -> SequenceId:
         if len(self._sequences) >= self._capabilities.max_sequences:
