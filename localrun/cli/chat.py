@@ -69,7 +69,7 @@ def chat(
     import asyncio
 
     from localrun.chat.history import History
-    from localrun.chat.messages import ReplyOptions
+    from localrun.chat.messages import ReplyOptions, RequestContext
     from localrun.cli.loading import find, open_chat, prepare
     from localrun.cli.plan_view import one_line
     from localrun.config import settings
@@ -107,6 +107,7 @@ def chat(
         options=ReplyOptions(
             sampling=SamplingParams(temperature, top_k, top_p, min_p, seed=seed),
             max_tokens=max_tokens,
+            context=RequestContext(priority="interactive"),
         ),
         system=system,
         model_names=names,

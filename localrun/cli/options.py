@@ -157,3 +157,7 @@ TopK = Annotated[int, typer.Option("--top-k", help="The k likeliest: 0 is off.")
 MinP = Annotated[float, typer.Option("--min-p", help="Against the likeliest: 0 is off.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Same seed, same text.")]
 MaxTokens = Annotated[int | None, typer.Option("--max-tokens", help="Tokens to generate at most.")]
+JsonSchema = Annotated[
+    str | None,
+    typer.Option("--json-schema", metavar="FILE|JSON", help="The answer is JSON of this schema."),
+]

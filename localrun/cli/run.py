@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ import typer
 from localrun.cli.options import (
     Backend,
     Ctx,
+    JsonSchema,
     KvType,
     MaxTokens,
     MinP,
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 Prompt = Annotated[
     str | None, typer.Argument(metavar="PROMPT", help="The question; standard input is appended.")
 ]
+MAX_SCHEMA_CHARS = 256 * 1024
+_SCHEMA_HINT = """give a file, or the schema itself, such as '{"type": "object"}'"""
 Stats = Annotated[bool, typer.Option("--stats", help="Token counts and speed on stderr.")]
 
 
@@ -47,6 +51,7 @@ def run(
     min_p: MinP = 0.05,
     seed: Seed = None,
     max_tokens: MaxTokens = None,
+    json_schema: JsonSchema = None,
     ctx: Ctx = None,
     kv_type: KvType = None,
     threads: Threads = None,
@@ -59,14 +64,15 @@ def run(
     """Answer one prompt and print the answer as it is made."""
     import asyncio
 
-    from localrun.chat.messages import Message, ReplyOptions
+    from localrun.chat.messages import Message, ReplyOptions, RequestContext
     from localrun.cli.loading import open_chat, prepare
     from localrun.cli.options import no_budget_beside_plan
     from localrun.cli.saved_plans import prepare_saved
-    from localrun.engine.request import SamplingParams
+    from localrun.engine.request import Grammar, SamplingParams
     from localrun.plan.plan import PlanRequest
 
     _text("--system", system)
+    schema = None if json_schema is None else read_schema(json_schema)
     text = _prompt(prompt)
     request = PlanRequest(
         n_ctx=ctx,
@@ -85,6 +91,8 @@ def run(
     options = ReplyOptions(
         sampling=SamplingParams(temperature, top_k, top_p, min_p, seed=seed),
         max_tokens=max_tokens,
+        grammar=None if schema is None else Grammar("json_schema", schema),
+        context=RequestContext(priority="interactive"),
     )
 
     async def answer() -> Timings | None:
@@ -97,6 +105,33 @@ def run(
     timings = asyncio.run(answer())
     if stats and timings is not None:
         _print_stats(timings)
+
+
+def read_schema(argument: str) -> str:
+    """A JSON schema, written out or in a file; what begins with a brace is the schema itself.
+
+    Raises:
+        UsageError: no such file, or not a JSON object.
+    """
+    _text("--json-schema", argument)
+    where, text = "--json-schema", argument
+    if not argument.lstrip().startswith("{"):
+        where = f"--json-schema {argument}"
+        try:
+            with open(argument, encoding="utf-8-sig") as file:
+                text = file.read(MAX_SCHEMA_CHARS + 1)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "not UTF-8 text"
+            raise UsageError(f"{where}: {reason}", hint=_SCHEMA_HINT) from error
+    if len(text) > MAX_SCHEMA_CHARS:
+        raise UsageError(f"{where}: longer than {MAX_SCHEMA_CHARS} characters", hint=_SCHEMA_HINT)
+    try:
+        schema = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{where}: not JSON ({error})", hint=_SCHEMA_HINT) from error
+    if not isinstance(schema, dict):
+        raise UsageError(f"{where}: not a JSON object", hint=_SCHEMA_HINT)
+    return text
 
 
 def _prompt(argument: str | None) -> str:
