@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    Vectors = Future[list[NDArray[np.float32]]]
+    Vectors = Future[NDArray[np.float32]]
 
 Work = Callable[[frames.Frame], object]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from base64 import b64decode, b64encode
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,8 +52,8 @@ def ids_of(field: str) -> list[int]:
     return _numbers("i", field).tolist()
 
 
-def vectors_field(vectors: Iterable[NDArray[np.float32]]) -> list[str]:
-    """Each vector as text, exactly."""
+def vectors_field(vectors: NDArray[np.float32]) -> list[str]:
+    """``vectors`` ``[texts, dimensions]``, each as text, exactly."""
     return [b64encode(vector.tobytes()).decode("ascii") for vector in vectors]
 
 

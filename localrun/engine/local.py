@@ -76,7 +76,8 @@ class LocalEngineClient:
     async def embed(self, request: EmbeddingRequest) -> list[list[float]]:
         """One vector a text; see ``EngineClient.embed``."""
         vectors = await asyncio.wrap_future(self._engine.embed(request))
-        return [vector.tolist() for vector in vectors]
+        made: list[list[float]] = vectors.tolist()
+        return made
 
     async def stats(self) -> RunnerStats:
         return self._engine.stats()
