@@ -11,11 +11,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from localrun.engine.limits import check_embedding
 from localrun.engine.request import EmbeddingRequest
 from localrun.engine.runner import Capabilities, ModelRunner, Pooling
-from localrun.errors import ContextLengthError, EngineError, RequestError
+from localrun.errors import EngineError, RequestError
 
-MAX_TEXTS: Final = 2048
 DEFAULT_POOLING: Final[Pooling] = "mean"
 
 
@@ -27,14 +27,20 @@ class EmbeddingJob:
 
     Raises:
         EngineError: the runner makes no embeddings.
-        RequestError: no text, too many, an empty one, an unknown token, or ``dimensions`` below 1.
-        ContextLengthError: a text longer than a sequence or a forward of the runner.
+        RequestError, ContextLengthError: as ``limits.check_embedding``; a text may be as long as a
+            sequence and a forward of the runner.
     """
 
     def __init__(
         self, request: EmbeddingRequest, limits: Capabilities, *, vocabulary_size: int
     ) -> None:
-        _check(request, limits, vocabulary_size)
+        if not limits.embeddings:
+            raise EngineError(
+                "this model's runner makes no embeddings", hint="choose an embedding model"
+            )
+        # A text is computed whole, in one forward.
+        longest = min(limits.n_ctx, limits.max_tokens)
+        check_embedding(request, longest=longest, vocabulary_size=vocabulary_size)
         self._request = request
         self._pooling: Pooling = request.pooling or limits.pooling or DEFAULT_POOLING
         self._max_tokens = limits.max_tokens
@@ -90,14 +96,16 @@ class EmbeddingJob:
 def pooled(hidden: NDArray[np.float32], pooling: Pooling) -> NDArray[np.float32]:
     """One vector ``[width]`` of a text's ``hidden`` states ``[tokens, width]``: of the first token
     (``cls``), of the last, or the mean of all."""
+    vector: NDArray[np.float32]
     match pooling:
         case "cls":
-            return hidden[0]
+            vector = hidden[0]
         case "last":
-            return hidden[-1]
+            vector = hidden[-1]
         case "mean":
             # Thousands of float32 would lose digits.
-            return hidden.mean(axis=0, dtype=np.float64).astype(np.float32)
+            vector = hidden.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return vector
 
 
 def shortened(vector: NDArray[np.float32], dimensions: int | None) -> NDArray[np.float32]:
@@ -116,22 +124,3 @@ def normalized(vector: NDArray[np.float32]) -> NDArray[np.float32]:
     # Squares of large float32 overflow.
     length = np.linalg.norm(vector.astype(np.float64))
     return (vector / length).astype(np.float32) if length > 0 else vector
-
-
-def _check(request: EmbeddingRequest, limits: Capabilities, vocabulary_size: int) -> None:
-    if not limits.embeddings:
-        raise EngineError(
-            "this model's runner makes no embeddings", hint="choose an embedding model"
-        )
-    if not 1 <= len(request.texts) <= MAX_TEXTS:
-        raise RequestError(f"input: {len(request.texts)} texts, 1 to {MAX_TEXTS} are allowed")
-    if request.dimensions is not None and request.dimensions < 1:
-        raise RequestError(f"dimensions {request.dimensions} is not a whole number of at least 1")
-    longest = min(limits.n_ctx, limits.max_tokens)
-    for at, text in enumerate(request.texts):
-        if not text:
-            raise RequestError(f"input: text {at} is empty")
-        if len(text) > longest:
-            raise ContextLengthError(len(text), longest)
-        if min(text) < 0 or max(text) >= vocabulary_size:
-            raise RequestError(f"input: token ids of text {at} are not 0 to {vocabulary_size - 1}")

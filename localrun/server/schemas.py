@@ -11,6 +11,7 @@ import json
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -21,15 +22,13 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from localrun.engine import limits
+
 MAX_STOPS = 16
 MAX_STOP_CHARS = 1024
 MAX_CHOICES = 8
-MAX_LOGIT_BIAS = 1024
-MAX_BIAS = 100.0
-MAX_LOGPROBS = 20
 MAX_TOKENS = 2**31 - 1
 MAX_NAME_CHARS = 512
-MAX_GRAMMAR_CHARS = 256 * 1024
 MAX_GUIDED_CHOICES = 1024
 
 
@@ -139,6 +138,18 @@ Stops = Annotated[
 ]
 
 
+def short_enough(breaker: str) -> str:
+    if len(breaker.encode()) > limits.MAX_BREAKER_BYTES:
+        raise _refuse(f"longer than {limits.MAX_BREAKER_BYTES} bytes")
+    return breaker
+
+
+Breakers = Annotated[
+    list[Annotated[str, Field(min_length=1), AfterValidator(short_enough)]],
+    Field(max_length=limits.MAX_BREAKERS),
+]
+
+
 def token_ids(bias: object) -> object:
     """Token ids travel as the names of a JSON object."""
     if not isinstance(bias, dict):
@@ -151,13 +162,13 @@ def token_ids(bias: object) -> object:
 
 Bias = Annotated[
     Annotated[
-        dict[int, Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS)]],
-        Field(max_length=MAX_LOGIT_BIAS),
+        dict[int, Annotated[float, Field(ge=-limits.MAX_BIAS, le=limits.MAX_BIAS)]],
+        Field(max_length=limits.MAX_BIASES),
     ]
     | None,
     BeforeValidator(token_ids, json_schema_input_type=dict[str, float] | None),
 ]
-GrammarText = Annotated[str, Field(min_length=1, max_length=MAX_GRAMMAR_CHARS)]
+GrammarText = Annotated[str, Field(min_length=1, max_length=limits.MAX_GRAMMAR_BYTES)]
 GuidedChoices = Annotated[list[GrammarText], Field(min_length=1, max_length=MAX_GUIDED_CHOICES)]
 # What may say of what form the answer is, in the order of the class: one of them at most.
 _FORMS = ("response_format", "grammar", "json_schema", "guided_json", "guided_regex")
@@ -180,7 +191,7 @@ class ChatRequest(Strict):
     tool_choice: str | dict[str, Any] | None = None
     n: int | None = Field(default=None, ge=1, le=MAX_CHOICES)
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+    top_logprobs: int | None = Field(default=None, ge=0, le=limits.MAX_LOGPROBS)
     logit_bias: Bias = None
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
@@ -197,7 +208,7 @@ class ChatRequest(Strict):
     dry_base: float | None = Field(default=None, ge=1, le=100)
     dry_allowed_length: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
     dry_penalty_last_n: int | None = Field(default=None, ge=-1, le=MAX_TOKENS)
-    dry_sequence_breakers: Stops = None
+    dry_sequence_breakers: Breakers | None = None
     xtc_probability: float | None = Field(default=None, ge=0, le=1)
     xtc_threshold: float | None = Field(default=None, ge=0, le=1)
     grammar: GrammarText | None = None

@@ -279,7 +279,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"response_format": {"type": "json_schema", "json_schema": {"schema": []}}},
         "response_format.json_schema.schema",
     ),
-    "a grammar of 257 Ki": ({"grammar": "x" * 257 * 1024}, "grammar"),
+    "a grammar over a MiB": ({"grammar": "x" * (1024 * 1024 + 1)}, "grammar"),
+    "a breaker of 41 bytes": (
+        {"dry_sequence_breakers": ["x", "ß" * 20 + "x"]},
+        "dry_sequence_breakers[1]",
+    ),
+    "65 breakers": ({"dry_sequence_breakers": ["x"] * 65}, "dry_sequence_breakers"),
     "an empty grammar": ({"grammar": ""}, "grammar"),
     "two forms": (
         {"response_format": {"type": "json_object"}, "grammar": 'root ::= "x"'},
@@ -330,7 +335,8 @@ LIMITS: dict[str, dict[str, Any]] = {
     "logprobs": {"logprobs": True, "top_logprobs": 20},
     "bias": {"logit_bias": {str(n): -100 for n in range(1024)}},
     "penalties": {"presence_penalty": -2, "frequency_penalty": 2.0, "repeat_last_n": -1},
-    "grammar": {"grammar": "x" * 256 * 1024},
+    "grammar": {"grammar": "x" * 1024 * 1024},
+    "breakers": {"dry_sequence_breakers": ["ß" * 20] * 64},
     "free text beside a grammar": {"response_format": {"type": "text"}, "grammar": "x"},
     "nulls": {"stop": None, "seed": None, "stream": None, "tools": None, "max_tokens": None},
 }
