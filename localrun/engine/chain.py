@@ -106,12 +106,15 @@ class Chain:
         _finite_argmax(logits, row)
         params = self._params
         plain = not self._changes and allowed is None
+        # Largest first wherever top-k is on, also where fewer are left: a mask that forbids none
+        # of the likeliest changes no draw.
+        some = 0 < params.top_k < logits.numpy().shape[1]
         ids: NDArray[np.int64] | None
-        if plain and 0 < params.top_k < logits.numpy().shape[1]:
+        if plain and some:
             ids, values = logits.topk(row, params.top_k)
         else:
             ids, values = self._masked(logits, row, allowed)
-            if 0 < params.top_k < values.size:
+            if some:
                 places, values = topk(values, params.top_k)
                 ids = places if ids is None else ids[places]
         if not plain and (not values.size or values.max() == -math.inf):

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from localrun.engine.limits import check, check_sampling
-from localrun.engine.request import GenerationRequest, SamplingParams
+from localrun.engine.request import SamplingParams
 from localrun.engine.rows import NumpyLogits, topk
-from localrun.engine.sampling import NotFiniteError, Sampler
-from localrun.errors import ContextLengthError, RequestError
+from localrun.engine.sampling import NotFiniteError, NothingLeftError, Sampler
 
 OFF = SamplingParams(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=1)
 
@@ -177,56 +177,227 @@ def test_tokens_masked_with_minus_infinity_are_never_drawn() -> None:
     assert set(drawn(row(-math.inf, 1, 1, -math.inf), OFF)) == {1, 2}
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("temperature", -0.1),
-        ("temperature", 10.1),
-        ("temperature", math.nan),
-        ("temperature", math.inf),
-        ("temperature", "1"),
-        ("temperature", True),
-        ("top_p", 1.01),
-        ("top_p", -0.01),
-        ("min_p", math.nan),
-        ("min_p", 2),
-        ("repeat_penalty", 0),
-        ("repeat_penalty", -1),
-        ("top_k", -1),
-        ("top_k", 1.5),
-        ("seed", -1),
-        ("seed", 2**64),
-        ("seed", 1.0),
-    ],
-)
-def test_a_sampling_field_out_of_its_range_is_named(field: str, value: object) -> None:
-    with pytest.raises(RequestError, match=rf"^{field} "):
-        check_sampling(SamplingParams(**{field: value}))  # type: ignore[arg-type]  # bad on purpose
+def mask_of(allowed: Iterable[int], size: int) -> NDArray[np.uint32]:
+    words = np.zeros(-(-size // 32), dtype=np.uint32)
+    for token in allowed:
+        words[token // 32] |= np.uint32(1 << token % 32)
+    return words
+
+
+RULES = {
+    "greedy": SamplingParams(temperature=0),
+    "greedy after penalties": SamplingParams(
+        temperature=0, repeat_penalty=1.5, dry_multiplier=2, dry_allowed_length=1
+    ),
+    "everything": OFF,
+    "defaults": SamplingParams(seed=5),
+    "every rule": SamplingParams(
+        seed=6,
+        top_k=20,
+        typical_p=0.9,
+        repeat_penalty=1.2,
+        presence_penalty=0.5,
+        dry_multiplier=1,
+        xtc_probability=0.5,
+        logit_bias=((3, 5.0), (2, -100.0)),
+    ),
+}
+
+
+@pytest.mark.parametrize("params", RULES.values(), ids=RULES.keys())
+@settings(max_examples=40)
+@given(rows.filter(lambda values: values.size > 4), st.integers(0, 999), st.floats(0, 1))
+def test_no_token_is_drawn_that_the_mask_forbids(
+    params: SamplingParams, values: NDArray[np.float32], seed: int, share: float
+) -> None:
+    allowed = np.flatnonzero(np.random.default_rng(seed).random(values.size) <= share)
+    allowed = np.union1d(allowed, [values.size - 1])
+    mask = mask_of(allowed.tolist(), values.size)
+    sampler = Sampler(params, (0, 1, 0))
+
+    for _ in range(3):
+        assert sampler.sample(NumpyLogits(values[None]), 0, mask) in allowed
+
+
+@pytest.mark.parametrize("params", RULES.values(), ids=RULES.keys())
+@pytest.mark.parametrize("share", [0.001, 0.5, 0.999])
+def test_a_mask_does_what_logits_of_minus_infinity_would(
+    params: SamplingParams, share: float
+) -> None:
+    random = np.random.default_rng(7)
+    values = random.normal(0, 4, (40, 10_001)).astype(np.float32)
+    bits = random.random(values.shape) < share
+    bits[:, 17] = True
+    one, other = Sampler(params, (1, 2, 1)), Sampler(params, (1, 2, 1))
+    masked = NumpyLogits(np.where(bits, values, -np.inf).astype(np.float32))
+    masks = [mask_of(np.flatnonzero(allowed).tolist(), 10_001) for allowed in bits]
+
+    assert [one.sample(NumpyLogits(values), at, mask) for at, mask in enumerate(masks)] == [
+        other.sample(masked, at) for at in range(40)
+    ]
+
+
+def test_tokens_past_the_end_of_a_mask_are_forbidden() -> None:
+    values = np.zeros(10_000, dtype=np.float32)
+    values[9_000:] = 50
+    words = np.full(200, 2**32 - 1, dtype=np.uint32)
+
+    for params in RULES.values():
+        assert Sampler(params, ()).sample(NumpyLogits(values[None]), 0, words) < 6400
+
+
+@pytest.mark.parametrize("params", RULES.values(), ids=RULES.keys())
+@pytest.mark.parametrize("size", [4, 9000])
+def test_a_mask_that_leaves_nothing_is_told_apart_from_broken_logits(
+    params: SamplingParams, size: int
+) -> None:
+    logits = NumpyLogits(np.zeros((1, size), dtype=np.float32))
+    banned = replace(params, logit_bias=((1, -100.0), (3, -100.0)))
+    with pytest.raises(NothingLeftError, match="grammar and logit_bias"):
+        Sampler(params, ()).sample(logits, 0, mask_of((), size))
+    with pytest.raises(NothingLeftError):
+        Sampler(banned, ()).sample(logits, 0, mask_of((1, 3), size))
+    with pytest.raises(NotFiniteError):
+        Sampler(params, ()).sample(NumpyLogits(logits.numpy() - np.inf), 0, mask_of((1,), size))
+
+
+def test_bans_of_the_whole_vocabulary_leave_nothing() -> None:
+    for params in RULES.values():
+        banned = replace(params, logit_bias=tuple((token, -100.0) for token in range(4)))
+        with pytest.raises(NothingLeftError):
+            Sampler(banned, ()).sample(row(1, 2, 3, 4), 0)
+
+
+@pytest.mark.parametrize(("size", "temperature"), [(12, 0.6), (1500, 1.7)])
+def test_draws_are_spread_as_the_probabilities_say(size: int, temperature: float) -> None:
+    random = np.random.default_rng(size)
+    values = random.normal(0, 1, size).astype(np.float32)
+    logits = NumpyLogits(values[None])
+    sampler = Sampler(replace(OFF, temperature=temperature, seed=11), ())
+    draws = np.bincount([sampler.sample(logits, 0) for _ in range(20_000)], minlength=size)
+    expected = np.exp(values.astype(np.float64) / temperature)
+    expected *= 20_000 / expected.sum()
+    # Bins of at least 20 expected draws, as the test asks for.
+    order = np.argsort(expected)
+    bins = np.searchsorted(np.arange(20, 20_001, 20), np.cumsum(expected[order]))
+    seen = np.bincount(bins, draws[order])
+    wanted = np.bincount(bins, expected[order])
+    kept = wanted > 0
+    square = float(((seen[kept] - wanted[kept]) ** 2 / wanted[kept]).sum())
+    freedom = int(kept.sum()) - 1
+
+    # A chi-square value with so many degrees of freedom lies within four deviations.
+    assert abs(square - freedom) < 4 * math.sqrt(2 * freedom)
+
+
+@pytest.mark.parametrize("params", RULES.values(), ids=RULES.keys())
+def test_a_seed_fixes_the_text_that_follows_from_what_was_drawn(params: SamplingParams) -> None:
+    table = NumpyLogits(np.random.default_rng(3).normal(0, 2, (50, 50)).astype(np.float32))
+
+    def text() -> list[int]:
+        sampler, tokens = Sampler(replace(params, seed=2**64 - 1), (0,), [b"x"] * 50), [0]
+        for _ in range(60):
+            tokens.append(sampler.sample(table, tokens[-1]))
+        return tokens
+
+    assert text() == text()
 
 
 @pytest.mark.parametrize(
-    ("name", "fields"),
+    "changed",
     [
-        ("max_tokens", {"max_tokens": 0}),
-        ("max_tokens", {"max_tokens": 1.5}),
-        ("stop", {"stop": ("",)}),
-        ("stop", {"stop": ("a" * 1025,)}),
-        ("stop", {"stop": ("a",) * 65}),
-        ("prompt", {"prompt": ()}),
-        ("prompt", {"prompt": (1, -1)}),
-        ("prompt", {"prompt": (1, 100)}),
-        ("top_k", {"sampling": SamplingParams(top_k=-1)}),
+        {"xtc_probability": 0.5, "xtc_threshold": 0.5},
+        {"repeat_penalty": 1.5},
+        {"dry_multiplier": 1.0},
+        {"logit_bias": ((0, -3.0),)},
+        {"top_k": 5},
+        {"typical_p": 0.99999},
+        {"min_p": 0.2},
     ],
 )
-def test_a_request_field_out_of_its_range_is_named(name: str, fields: dict[str, object]) -> None:
-    request = GenerationRequest(**{"id": "a", "prompt": (1,), **fields})  # type: ignore[arg-type]  # bad on purpose
+def test_every_rule_takes_one_number_of_the_stream_a_token(changed: dict[str, Any]) -> None:
+    # Rules may do what they like in between: on rows of equals that no rule tells apart, two
+    # streams that stand at the same number draw the same.
+    random = np.random.default_rng(0)
+    busy = random.normal(0, 2, (64, 30)).astype(np.float32)
+    equal = NumpyLogits(np.zeros((1, 4096), dtype=np.float32))
+    plain, ruled = Sampler(OFF, ()), Sampler(replace(OFF, **changed), ())
+    ends = []
+    for sampler in (plain, ruled):
+        for at in range(64):
+            sampler.sample(NumpyLogits(busy), at)
+        ends.append(sampler.sample(equal, 0, mask_of(range(100, 104), 4096)))
+    again = Sampler(OFF, ())
+    for at in range(64):
+        again.sample(NumpyLogits(busy), at)
+    following = [again.sample(equal, 0, mask_of(range(100, 104), 4096))]
 
-    with pytest.raises(RequestError, match=rf"^{name}\b"):
-        check(request, n_ctx=8, vocabulary_size=100)
+    assert following == ends[:1]
+    assert ends[0] == ends[1]
 
 
-def test_a_prompt_that_leaves_no_room_for_one_token_is_refused_with_both_numbers() -> None:
-    with pytest.raises(ContextLengthError, match="8 tokens, the context holds 8"):
-        check(GenerationRequest("a", (1,) * 8), n_ctx=8, vocabulary_size=100)
+def test_xtc_happens_as_often_as_it_should_and_takes_the_likeliest() -> None:
+    params = replace(OFF, xtc_probability=0.3, xtc_threshold=0.2)
+    counts = drawn(from_probabilities(0.7, 0.25, 0.05), params, 4000)
 
-    check(GenerationRequest("a", (1,) * 7), n_ctx=8, vocabulary_size=100)
+    assert counts[0] / 4000 == pytest.approx(0.7 * 0.7, abs=0.03)
+    assert counts[1] / 4000 == pytest.approx(0.7 * 0.25 + 0.3 * 0.25 / 0.3, abs=0.03)
+
+
+def test_the_rows_of_a_runner_are_never_written_to() -> None:
+    values = np.random.default_rng(1).normal(0, 2, (1, 5000)).astype(np.float32)
+    values.flags.writeable = False
+    many = mask_of(range(0, 5000, 1), 5000)
+    for params in RULES.values():
+        for mask in (None, mask_of((3, 5), 5000), many):
+            assert 0 <= Sampler(params, (0, 1, 0)).sample(NumpyLogits(values), 0, mask) < 5000
+    Sampler(replace(OFF, logprobs=20), ()).logprob(NumpyLogits(values), 0, 1)
+
+
+def test_logprobs_are_of_the_row_before_any_rule() -> None:
+    params = replace(
+        OFF, temperature=9.0, top_k=1, repeat_penalty=2, logit_bias=((2, -100.0),), logprobs=3
+    )
+    sampler = Sampler(params, (0,), (b"a", b"b", b"c"))
+    logits = from_probabilities(0.5, 0.125, 0.25, 0.125)
+
+    told = sampler.logprob(logits, 0, 1)
+
+    assert (told.token, told.text) == (1, b"b")
+    assert math.exp(told.logprob) == pytest.approx(0.125, rel=1e-5)
+    assert [(token, text) for token, text, _ in told.top] == [(0, b"a"), (2, b"c"), (1, b"b")]
+    assert [math.exp(each) for *_, each in told.top] == pytest.approx([0.5, 0.25, 0.125], rel=1e-5)
+
+
+@pytest.mark.parametrize(("asked", "told"), [(None, 0), (0, 0), (1, 1), (20, 2)])
+def test_as_many_alternatives_are_told_as_asked_for_and_possible(
+    asked: int | None, told: int
+) -> None:
+    logits = row(2, -math.inf, 1, -math.inf)
+    sampler = Sampler(replace(OFF, logprobs=asked), ())
+
+    assert len(sampler.logprob(logits, 0, 2).top) == told
+    assert sampler.logprob(logits, 0, 1).logprob == -math.inf
+
+
+@given(rows, st.integers(-50, 50))
+def test_logprobs_sum_to_one_and_know_no_constant(values: NDArray[np.float32], add: int) -> None:
+    sampler = Sampler(OFF, ())
+    one, moved = NumpyLogits(values[None]), NumpyLogits(values[None] + np.float32(add))
+    tokens = range(min(50, values.size))
+    each = [sampler.logprob(one, 0, token).logprob for token in tokens]
+    exact = values.astype(np.float64) - np.logaddexp.reduce(values.astype(np.float64))
+
+    assert each == pytest.approx(exact[: len(each)].tolist(), abs=1e-5)
+    assert [sampler.logprob(moved, 0, token).logprob for token in tokens] == pytest.approx(
+        each, abs=1e-5
+    )
+
+
+def test_equal_logits_of_many_are_cut_by_the_lower_id_at_any_k() -> None:
+    values = np.zeros(49_152, dtype=np.float32)
+    values[40_000] = 1
+    for k in (1, 40, 1000, 30_000, 49_152):
+        ids, largest = topk(values, k)
+        assert ids.tolist() == [40_000, *[at for at in range(k) if at != 40_000][: k - 1]]
+        assert largest[0] == 1
