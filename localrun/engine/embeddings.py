@@ -87,7 +87,8 @@ class EmbeddingJob:
         return taken
 
     def _vector(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
-        vector = shortened(pooled(hidden, self._pooling), self._request.dimensions)
+        # A copy: a view of one token's state would keep those of the whole text.
+        vector = np.array(shortened(pooled(hidden, self._pooling), self._request.dimensions))
         if not np.isfinite(vector).all():
             raise EngineError("the model computed an embedding that is not finite")
         return normalized(vector) if self._request.normalize else vector

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -29,13 +30,16 @@ class Recording(MockRunner):
         self.calls: list[list[int]] = []
         self.raises: BaseException | None = None
         self.factor = 1.0
+        self.made: Callable[[list[NDArray[np.float32]]], None] = lambda states: None
 
     def embed(self, batch: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
         if self.raises is not None:
             error, self.raises = self.raises, None
             raise error
         self.calls.append([len(text) for text in batch])
-        return [hidden * np.float32(self.factor) for hidden in super().embed(batch)]
+        states = [hidden * np.float32(self.factor) for hidden in super().embed(batch)]
+        self.made(states)
+        return states
 
 
 def asked(*texts: str, **fields: object) -> EmbeddingRequest:
@@ -112,6 +116,18 @@ def test_texts_come_in_order_and_no_slice_is_over_its_limit(lengths: list[int], 
     assert [length for call in runner.calls for length in call] == lengths
     assert all(len(call) == 1 or sum(call) <= min(most, 8) for call in runner.calls)
     assert made.tokens == sum(lengths)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
+def test_a_vector_keeps_no_states_of_its_text_alive(pooling: Pooling) -> None:
+    runner = Recording()
+    hidden: list[weakref.ref[NDArray[np.float32]]] = []
+    runner.made = lambda states: hidden.extend(weakref.ref(each) for each in states)
+    made = job(runner, asked("abc", pooling=pooling, normalize=False))
+    made.step(runner)
+
+    assert [each() for each in hidden] == [None]
+    assert made.vectors.shape == (1, 4)
 
 
 def test_a_slice_that_was_aborted_is_computed_again() -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from localrun.config import Settings
 from localrun.errors import ServerError
-from localrun.server.running import RunningServer, register, running, stop
+from localrun.server.running import RunningServer, register, running, stop, update
 
 SLEEPER = "import signal; print(flush=True); signal.pause()"
 STUBBORN = "import signal; signal.signal(15, signal.SIG_IGN); print(flush=True); signal.pause()"
@@ -65,6 +65,24 @@ def test_a_registered_server_is_listed_until_it_ends(here: Settings) -> None:
 
     assert running(here) == ()
     assert list(file.parent.iterdir()) == []
+
+
+def test_what_a_server_has_loaded_is_listed_as_it_changes(here: Settings) -> None:
+    with register(here, host="127.0.0.1", port=7411, models=[]) as server:
+        update(here, server, ["a", "b"])
+        assert [each.models for each in running(here)] == [("a", "b")]
+        update(here, server, [])
+        assert running(here) == (server,)
+
+    assert running(here) == ()
+
+
+def test_a_list_that_cannot_be_written_is_no_ones_failure(here: Settings) -> None:
+    with register(here, host="127.0.0.1", port=7411, models=["a"]) as server:
+        # What is in the way cannot be removed as a file is.
+        (here.state / "servers" / f"{os.getpid()}.new").mkdir()
+        update(here, server, ["b"])
+        assert running(here) == (server,)
 
 
 def test_an_ipv6_server_has_a_url_in_brackets() -> None:
