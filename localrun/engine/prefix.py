@@ -211,7 +211,8 @@ class PrefixCache:
             return
         for live in self._live:
             length = self._usable(live, wanted, owner)
-            yield _Offer(length, SHORT, partial(self._forked, live, length))
+            cost = SHORT + len(live.tokens) // _HOST_SHARE
+            yield _Offer(length, cost, partial(self._forked, live, length))
 
     def _host_offers(self, wanted: list[int], owner: str) -> Iterator[_Offer]:
         found = self._checkpoints.find(wanted, owner)
@@ -241,6 +242,8 @@ class PrefixCache:
     # How it is had. Each of these answers None where that did not work out.
 
     def _from_parked(self, parked: Timeline, length: int) -> Timeline | None:
+        if parked not in self._parked:  # it made room for an offer that came to nothing
+            return None
         lost = len(parked.tokens) - length
         if self._fork_pays(parked, length, lost):
             copy = self._forked(parked, length)
