@@ -34,8 +34,8 @@ from tests.served import served
 __all__ = ["importable"]
 pytestmark = pytest.mark.usefixtures("importable")
 
-MODELS = ["mock:script:Hello there", "long", "mock:crash-at:100"]
-GREETING, LONG, CRASHING = MODELS
+MODELS = ["mock:script:Hello there", "long", "mock:crash-at:100", "mock:hashed"]
+GREETING, LONG, CRASHING, BABBLING = MODELS
 KEY = "a key"
 
 
@@ -109,6 +109,66 @@ async def test_several_choices_come_whole_and_streamed() -> None:
     for chunk in chunks:
         texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
     assert texts == ["Hello there"] * 3
+
+
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 8}, "adult": {"type": "boolean"}},
+    "required": ["name", "adult"],
+    "additionalProperties": False,
+}
+
+
+async def test_an_answer_has_the_form_it_was_asked_in() -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON}}
+    async with client() as speaker:
+        free = await speaker.chat.completions.create(**asked(BABBLING, max_tokens=40))
+        held = [
+            await speaker.chat.completions.create(
+                **asked(BABBLING, max_tokens=400, temperature=1, seed=seed, response_format=form)
+            )
+            for seed in range(3)
+        ]
+        chosen = await speaker.chat.completions.create(
+            **asked(BABBLING, extra_body={"guided_choice": ["yes", "no"]})
+        )
+        with pytest.raises(openai.BadRequestError) as hopeless:
+            await speaker.chat.completions.create(
+                **asked(BABBLING, extra_body={"grammar": "root ::= missing"})
+            )
+
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(free.choices[0].message.content or "")
+    for answer in held:
+        person = json.loads(answer.choices[0].message.content or "")
+        assert set(person) == {"name", "adult"}
+        assert isinstance(person["adult"], bool)
+        assert answer.choices[0].finish_reason == "stop"
+    assert chosen.choices[0].message.content in {"yes", "no"}
+    assert "missing" in hopeless.value.message
+
+
+async def test_logprobs_are_those_of_the_tokens_that_came() -> None:
+    fields = {"logprobs": True, "top_logprobs": 2, "max_tokens": 5}
+    async with client() as speaker:
+        whole = await speaker.chat.completions.create(**asked(GREETING, **fields))
+        stream = await speaker.chat.completions.create(**asked(GREETING, stream=True, **fields))
+        chunks = [chunk.choices[0].logprobs async for chunk in stream]
+        banned = await speaker.chat.completions.create(
+            **asked(GREETING, logit_bias={str(ord("H")): -100}, max_tokens=5)
+        )
+
+    logprobs = whole.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.content is not None
+    assert [each.token for each in logprobs.content] == list("Hello")
+    assert [each.bytes for each in logprobs.content] == [[ord(letter)] for letter in "Hello"]
+    assert all(each.logprob > -0.01 for each in logprobs.content)
+    assert all(each.top_logprobs[0].token == each.token for each in logprobs.content)
+    assert [len(each.top_logprobs) for each in logprobs.content] == [2] * 5
+    streamed = [each for told in chunks if told and told.content for each in told.content]
+    assert streamed == logprobs.content
+    assert "H" not in (banned.choices[0].message.content or "")
 
 
 async def test_errors_arrive_as_the_openai_clients_own() -> None:
