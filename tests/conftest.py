@@ -50,7 +50,7 @@ def smollm2_path() -> Path:
 
 @pytest.fixture(scope="session")
 def llama_cpp_source() -> Path:
-    """A folder with llama.cpp's ``models/``: real templates and vocabularies."""
-    from tests.llama_cpp_source import fetch
+    """llama.cpp's source: in ``models/`` are real templates and vocabularies."""
+    from bench.llama_cpp_source import fetch
 
     return fetch()

@@ -1,7 +1,8 @@
-"""Knows one archive: the models folder of llama.cpp inside llama-cpp-python's source archive.
+"""Knows one archive: llama.cpp as llama-cpp-python's source archive holds it.
 
-It holds the chat templates of some seventy models as their makers published them, and real
-vocabularies in GGUF. Kept in ``build/``, fetched with the developer's own pip when absent.
+It is what the installed runner was built from: ``llama-server`` to be measured beside ours, the
+chat templates of some seventy models as their makers published them, and real vocabularies in GGUF.
+Kept in ``build/``, fetched with the developer's own pip when absent.
 """
 
 from __future__ import annotations
@@ -15,20 +16,21 @@ from pathlib import Path, PurePosixPath
 
 VERSION = "0.3.36"
 SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
-FOLDER = Path(__file__).parents[1] / "build" / "llama-cpp-source"
-INSIDE = PurePosixPath("vendor/llama.cpp/models")
+BUILD = Path(__file__).parents[1] / "build"
+FOLDER = BUILD / f"llama.cpp-{VERSION}"
+INSIDE = PurePosixPath("vendor/llama.cpp")
 MEMBER_BYTES_MAX = 32 * 1024 * 1024
 
 
 def fetch() -> Path:
-    """The folder that holds ``models/``; downloaded (75 MB) and unpacked where it is not there."""
-    if (FOLDER / "models" / "templates").is_dir():
+    """llama.cpp's own folder; downloaded (75 MB) and unpacked (176 MB) where it is not there."""
+    if FOLDER.is_dir():
         return FOLDER
-    FOLDER.parent.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=FOLDER.parent) as folder:
+    BUILD.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=BUILD) as folder:
         archive = _download(Path(folder))
         unpacked = Path(folder) / "unpacked"
-        _unpack(archive, unpacked)
+        unpack(archive, unpacked)
         unpacked.rename(FOLDER)
     return FOLDER
 
@@ -43,7 +45,7 @@ def _download(folder: Path) -> Path:
     return archive
 
 
-def _unpack(archive: Path, place: Path) -> None:
+def unpack(archive: Path, place: Path) -> None:
     """Regular files below ``INSIDE`` only, under paths built from their checked parts."""
     with tarfile.open(archive) as tar:
         for member in tar:
@@ -51,7 +53,7 @@ def _unpack(archive: Path, place: Path) -> None:
             if not (member.isreg() and name.is_relative_to(INSIDE)) or ".." in name.parts:
                 continue
             assert member.size <= MEMBER_BYTES_MAX, member.name
-            path = place / "models" / name.relative_to(INSIDE)
+            path = place / name.relative_to(INSIDE)
             path.parent.mkdir(parents=True, exist_ok=True)
             content = tar.extractfile(member)
             assert content is not None
