@@ -54,6 +54,7 @@ class EngineProcess:
         self._log = log
         self._clock = clock
         self._child: Child | None = None
+        self._dead: Child | None = None
         self._info: EngineInfo | None = None
         self._starting = asyncio.Lock()
         self._closed = False
@@ -170,6 +171,7 @@ class EngineProcess:
             child, self._child = self._child, None
             if child is not None:
                 await child.close()
+            await self._buried()
 
     async def _ask(self, kind: str, **fields: Any) -> Any:
         child = await self._running()
@@ -189,6 +191,7 @@ class EngineProcess:
                 # It may have died idle, with no request to notice.
                 self._note_crash(self._child)
             self._wait_is_over()
+            await self._buried()
             self._child = await self._spawn()
             return self._child
 
@@ -211,8 +214,14 @@ class EngineProcess:
     def _note_crash(self, child: Child) -> None:
         """Count a child's end once, whoever noticed it first."""
         if child is self._child:
-            self._child = None
+            self._child, self._dead = None, child
             self._count_crash()
+
+    async def _buried(self) -> None:
+        """Until the process that crashed is gone, its memory is not there for another."""
+        if self._dead is not None:
+            await self._dead.kill()
+            self._dead = None
 
     def _count_crash(self) -> None:
         self._crashes += 1
