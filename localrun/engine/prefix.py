@@ -16,7 +16,7 @@ from localrun.engine.states import StateStore
 from localrun.errors import EngineError
 
 CHECKPOINT_BYTES: Final = 256 << 20
-# Moving the state of a token costs this part of computing one; see DISK_SHARE in `states.py`.
+# Moving the state of a token costs this part of computing one; see `states.py` for the disk.
 _HOST_SHARE: Final = 64
 _WORTH_SAVING: Final = 2 * SHORT
 _CLOSE_S: Final = 5.0
@@ -27,7 +27,7 @@ class Timeline:
     """One sequence of the runner's, whose it is, and the tokens that the runner holds of it."""
 
     id: SequenceId
-    owner: str = ""
+    owner: str
     tokens: list[int] = field(default_factory=list)
 
 
@@ -89,7 +89,7 @@ class PrefixCache:
         self._parked: list[Timeline] = []  # the one to evict next comes first
         self.counters = CacheCounters()
 
-    def take(self, prompt: Sequence[int], owner: str = "") -> Timeline | None:
+    def take(self, prompt: Sequence[int], owner: str) -> Timeline | None:
         """A timeline of the caller's own that holds a prefix of ``prompt``, at least one token
         short of all of it: the logits of the last position are needed, and only a forward gives
         them. None where others hold every sequence of the runner's.
@@ -110,7 +110,7 @@ class PrefixCache:
         self.counters.spared += len(taken.tokens)
         return taken
 
-    def peek(self, prompt: Sequence[int], owner: str = "") -> int:
+    def peek(self, prompt: Sequence[int], owner: str) -> int:
         """How many tokens of ``prompt`` a ``take`` would spare now. Changes nothing."""
         return next((offer.length for offer in self._offers(prompt, owner)), 0)
 

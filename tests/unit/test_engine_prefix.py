@@ -54,6 +54,10 @@ def hold(runner: MockRunner, cache: PrefixCache, prompt: list[int], owner: str =
     return timeline
 
 
+def peek(cache: PrefixCache, prompt: list[int]) -> int:
+    return cache.peek(prompt, "")
+
+
 def spared(cache: PrefixCache, prompt: list[int], owner: str = "") -> int:
     """What a take finds; the timeline is given back."""
     timeline = cache.take(prompt, owner)
@@ -169,11 +173,11 @@ def test_what_is_held_is_not_lost_to_a_prompt_that_shares_a_part_of_it() -> None
     cache = PrefixCache(runner)
     cache.park(hold(runner, cache, LONG))
 
-    assert cache.peek([*LONG[:100], 7]) == 100
-    other = cache.take([*LONG[:100], 7])
+    assert peek(cache, [*LONG[:100], 7]) == 100
+    other = cache.take([*LONG[:100], 7], "")
     assert other is not None
     assert (runner.calls.count("fork"), other.tokens) == (1, LONG[:100])
-    assert cache.peek([*LONG, 7]) == 200
+    assert peek(cache, [*LONG, 7]) == 200
 
 
 def test_the_only_seat_is_taken_over() -> None:
@@ -193,7 +197,7 @@ def test_a_much_longer_timeline_is_forked_before_one_that_nobody_used_since_is_k
 
     assert spared(cache, [*LONG[:40], 7]) == 40
     assert cache.counters.evictions == 1
-    assert cache.peek([*LONG, 7]) == 200
+    assert peek(cache, [*LONG, 7]) == 200
 
 
 def test_little_that_is_shared_leaves_a_long_timeline_alone() -> None:
@@ -201,16 +205,16 @@ def test_little_that_is_shared_leaves_a_long_timeline_alone() -> None:
     cache = PrefixCache(runner)
     cache.park(hold(runner, cache, LONG))
 
-    assert cache.peek([*LONG[: SHORT - 1], 7]) == 0
+    assert peek(cache, [*LONG[: SHORT - 1], 7]) == 0
     assert spared(cache, [*LONG[: SHORT - 1], 7]) == 0
-    assert cache.peek([*LONG, 7]) == 200
+    assert peek(cache, [*LONG, 7]) == 200
 
 
 def test_a_prompt_goes_on_from_a_timeline_that_is_still_running() -> None:
     runner = OwnedRunner(max_sequences=2)
     cache = PrefixCache(runner)
     live = hold(runner, cache, LONG)
-    other = cache.take(LONG)
+    other = cache.take(LONG, "")
     assert other is not None
 
     assert other is not live
@@ -223,7 +227,7 @@ def test_nothing_is_forked_where_the_runner_cannot() -> None:
     cache = PrefixCache(runner)
     hold(runner, cache, LONG)
 
-    assert cache.peek(LONG) == spared(cache, LONG) == 0
+    assert peek(cache, LONG) == spared(cache, LONG) == 0
 
 
 def test_the_longest_of_several_is_taken() -> None:
@@ -233,7 +237,7 @@ def test_the_longest_of_several_is_taken() -> None:
     for timeline in timelines:
         cache.park(timeline)
 
-    assert cache.peek([*LONG, 9]) == spared(cache, [*LONG, 9]) == 150
+    assert peek(cache, [*LONG, 9]) == spared(cache, [*LONG, 9]) == 150
 
 
 def test_no_timeline_is_had_while_others_hold_every_sequence() -> None:
@@ -241,7 +245,7 @@ def test_no_timeline_is_had_while_others_hold_every_sequence() -> None:
     cache = PrefixCache(runner)
     first, second = hold(runner, cache, LONG), hold(runner, cache, [7, 8])
 
-    assert cache.take([1, 2]) is None
+    assert cache.take([1, 2], "") is None
     assert not cache.seat()
     cache.park(second)
     assert cache.seat()
@@ -254,13 +258,13 @@ def test_one_token_is_always_left_to_compute() -> None:
     cache = PrefixCache(runner)
     cache.park(hold(runner, cache, [1]))
 
-    assert cache.peek([1]) == spared(cache, [1]) == 0
+    assert peek(cache, [1]) == spared(cache, [1]) == 0
 
 
 def test_a_timeline_that_holds_nothing_is_not_kept() -> None:
     runner = OwnedRunner()
     cache = PrefixCache(runner)
-    empty = cache.take([1, 2])
+    empty = cache.take([1, 2], "")
     assert empty is not None
     cache.park(empty)
 
@@ -281,7 +285,7 @@ def test_parked_timelines_give_way_for_cells_the_longest_unused_first() -> None:
     assert cache.counters.evictions == 0
     assert cache.reserve(61)
     assert cache.counters.evictions == 1
-    assert [cache.peek([n] * 90) for n in (1, 2, 3)] == [0, 80, 80]
+    assert [peek(cache, [n] * 90) for n in (1, 2, 3)] == [0, 80, 80]
 
 
 def test_nothing_gives_way_where_live_timelines_hold_too_much() -> None:
@@ -334,9 +338,9 @@ def test_a_state_the_runner_refuses_is_forgotten(store: StateStore) -> None:
     assert store.flush(10)
     runner.broken = {"restore"}
 
-    assert cache.peek([*LONG, 7]) == 200
+    assert peek(cache, [*LONG, 7]) == 200
     assert spared(cache, [*LONG, 7]) == 0
-    assert cache.peek([*LONG, 7]) == 0
+    assert peek(cache, [*LONG, 7]) == 0
 
 
 def test_a_runner_that_gives_no_sequence_says_so() -> None:
@@ -345,7 +349,7 @@ def test_a_runner_that_gives_no_sequence_says_so() -> None:
     runner.broken = {"new_sequence"}
 
     with pytest.raises(EngineError):
-        cache.take([1, 2])
+        cache.take([1, 2], "")
 
 
 def test_sequences_that_others_hold_are_made_room_for() -> None:
@@ -354,7 +358,7 @@ def test_sequences_that_others_hold_are_made_room_for() -> None:
     cache.park(hold(runner, cache, [1] * 9))
     runner.new_sequence()  # nobody told the cache
 
-    assert cache.take([2, 3]) is not None
+    assert cache.take([2, 3], "") is not None
 
 
 # Runners that cannot cut.
@@ -426,7 +430,7 @@ def test_checkpoints_at_turn_ends_serve(prompt: str, sequences: int) -> None:
     append(runner, timeline, [8, 8, 8])
     cache.park(timeline)
 
-    assert cache.peek(tokens) == expected
+    assert peek(cache, tokens) == expected
     assert spared(cache, tokens) == expected
 
 
@@ -438,28 +442,28 @@ def test_checkpoints_outlive_the_process(store: StateStore, tmp_path: Path) -> N
     again = StateStore(tmp_path / "states", key="k", budget_bytes=1 << 20)
     cache = PrefixCache(uncuttable(), turn_ends=END, store=again)
 
-    assert [cache.peek(prompt) for prompt, _ in NEXT_PROMPTS.values()] == [167, 167, 164, 123, 0]
+    assert [peek(cache, prompt) for prompt, _ in NEXT_PROMPTS.values()] == [167, 167, 164, 123, 0]
 
 
 def test_checkpoints_stay_within_their_bytes() -> None:
     runner = uncuttable()
     cache = PrefixCache(runner, turn_ends=END, budget_bytes=4 * 164 + 1)
     cache.drop(prefill(runner, cache, TURNS))
-    assert cache.peek(TURNS) == 164
-    assert cache.peek(NEXT_PROMPTS["an edited last message"][0]) == 0
+    assert peek(cache, TURNS) == 164
+    assert peek(cache, NEXT_PROMPTS["an edited last message"][0]) == 0
 
 
 def test_a_budget_of_nothing_has_no_borders() -> None:
     runner = uncuttable()
     cache = PrefixCache(runner, turn_ends=END, budget_bytes=0)
-    timeline = cache.take(TURNS)
+    timeline = cache.take(TURNS, "")
     assert timeline is not None
     assert cache.border(timeline, TURNS) is None
 
 
 def test_a_runner_that_cuts_anywhere_needs_no_borders() -> None:
     cache = PrefixCache(OwnedRunner(), turn_ends=END)
-    timeline = cache.take(TURNS)
+    timeline = cache.take(TURNS, "")
     assert timeline is not None
     assert cache.border(timeline, TURNS) is None
 
@@ -478,7 +482,7 @@ def test_a_restart_forgets_nothing_that_was_long(store: StateStore, tmp_path: Pa
     again = StateStore(tmp_path / "states", key="k", budget_bytes=1 << 20)
     cache = PrefixCache(runner, store=again)
 
-    assert [cache.peek([*p, 9]) for p in (LONG, [7] * 100, [8] * SHORT)] == [200, 100, 0]
+    assert [peek(cache, [*p, 9]) for p in (LONG, [7] * 100, [8] * SHORT)] == [200, 100, 0]
     assert spared(cache, [*LONG[:150], 9]) == 150
     assert cache.counters.restores == 1
 
@@ -491,7 +495,7 @@ def test_a_timeline_that_gives_way_is_found_on_the_disk(store: StateStore) -> No
         assert store.flush(10)
 
     assert cache.counters.saves == 2
-    assert [cache.peek([*p, 9]) for p in (LONG, [7] * 100, [8] * 100)] == [200, 100, 100]
+    assert [peek(cache, [*p, 9]) for p in (LONG, [7] * 100, [8] * 100)] == [200, 100, 100]
 
 
 def test_of_what_is_too_long_for_the_disk_the_beginning_is_kept(tmp_path: Path) -> None:
@@ -502,7 +506,7 @@ def test_of_what_is_too_long_for_the_disk_the_beginning_is_kept(tmp_path: Path) 
     cache.park(hold(runner, cache, [7] * 100))
     assert store.flush(10)
 
-    assert cache.peek([*LONG, 9]) == 150
+    assert peek(cache, [*LONG, 9]) == 150
 
 
 def test_closing_stops_saving_when_its_time_is_over(store: StateStore, tmp_path: Path) -> None:
