@@ -69,7 +69,8 @@ class OwnedRunner(MockRunner):
     def forward(self, batch: Sequence[BatchItem]) -> Any:
         for item in batch:
             names = {MARKS[token] for token in item.tokens if token in MARKS}
-            names |= {self.writing} - {None}
+            if self.writing is not None:
+                names.add(self.writing)
             self.owners[item.sequence] |= names
             if len(self.owners[item.sequence]) > 1:
                 self.crossings.append(", ".join(sorted(self.owners[item.sequence])))
