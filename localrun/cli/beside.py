@@ -94,7 +94,7 @@ def plan_together(refs: Sequence[str], request: PlanRequest, here: Settings) -> 
                 raise
             raise DoesNotFitError(
                 f"{error.message}; {', '.join(refs[:at])} would be loaded too",
-                hint="leave one out: a model is loaded when it is first asked for",
+                hint="lower --ctx, or leave one out: a model is loaded when it is first asked for",
                 shortfall=error.shortfall,
             ) from error
         held.append(Holding(promised(made.plan), {}))

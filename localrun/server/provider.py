@@ -52,7 +52,8 @@ class LoadingProvider:
     cards: what is served, read anew each time.
     canonical: the one name of a model that has several; raises for a name that none has.
     keep_alive_s: a model is unloaded when it has had no request for so long; None never.
-    wait_s: how long a load waits for models with requests under way to become idle.
+    wait_s: how long a load waits for its turn and for models with requests under way to become
+        idle; it is tried once at least.
     changed: told the names of the models that are ready, each time they change.
 
     Models load one after the other: what one load takes is then known, and the disk is read at its
@@ -139,9 +140,10 @@ class LoadingProvider:
             slot.task.cancel()
 
     async def _load(self, slot: _Slot) -> ServedModel:
+        deadline = time.monotonic() + self._wait_s
         try:
             async with self._one_load:
-                opening = await self._room_for(slot)
+                opening = await self._room_for(slot, deadline)
                 slot.opening = True
                 slot.ready = await opening()
         except BaseException:
@@ -153,13 +155,12 @@ class LoadingProvider:
             self._start_timer(slot)
         return slot.ready.model
 
-    async def _room_for(self, slot: _Slot) -> Opening:
-        """Unload what is in the way; wait for what is busy.
+    async def _room_for(self, slot: _Slot, deadline: float) -> Opening:
+        """Unload what is in the way; wait for what is busy, until ``deadline``.
 
         Raises:
             LocalrunError: see ``lease``.
         """
-        deadline = time.monotonic() + self._wait_s
         while True:
             await self._unloaded()
             self._idled.clear()

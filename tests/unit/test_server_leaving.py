@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
-from localrun.chat.messages import ReplyEvent
+from localrun.chat.messages import ReplyEvent, ServedModel
 from localrun.server.app import create_app
+from localrun.server.provider import LoadingProvider
 from tests.fake_chat import FakeChat, FakeModels
+from tests.loads import unlimited
 from tests.served import served
 
 CHAT = "/v1/chat/completions"
@@ -76,6 +78,31 @@ async def test_a_client_that_leaves_while_its_model_loads_does_not_start_it() ->
         await writer.wait_closed()
 
     assert chat.asked == []
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+async def test_a_client_that_leaves_gives_its_model_back(stream: bool) -> None:
+    chat = FakeChat((ReplyEvent(text="lo"),), endless=True)
+
+    async def open_model(name: str) -> ServedModel:
+        return chat
+
+    provider = LoadingProvider(unlimited(open_model), cards=list, keep_alive_s=0.0)
+    async with served(create_app(provider)) as port:
+        _, staying = await _ask(port, stream)
+        await chat.started.wait()
+        _, leaving = await _ask(port, stream)
+        async with asyncio.timeout(5):
+            while chat.running < 2:
+                await asyncio.sleep(0)
+            for writer, others in ((leaving, 1), (staying, 0)):
+                assert not chat.closed
+                writer.close()
+                await writer.wait_closed()
+                while chat.running > others:
+                    await asyncio.sleep(0)
+            while not chat.closed:
+                await asyncio.sleep(0)
 
 
 async def test_two_hundred_clients_that_leave_leave_nothing_behind() -> None:
