@@ -167,7 +167,7 @@ def by_definition(params: SamplingParams, tokens: list[int]) -> dict[int, float]
     st.integers(0, 60),
     st.sampled_from([-1, -1, 2, 7, 20]),
     st.integers(1, 4),
-    st.sampled_from([(), ("\n",), ("\n", ":"), ("b",)]),
+    st.sampled_from([(), ("\n",), ("\n", ":"), ("b", "not in any word")]),
 )
 def test_dry_lowers_what_its_definition_names_told_or_drawn(
     tokens: list[int], told: int, window: int, allowed: int, breakers: tuple[str, ...]
@@ -182,6 +182,15 @@ def test_dry_lowers_what_its_definition_names_told_or_drawn(
 
     got = lowered(params, tokens[:told], tokens[told:])
     assert got == pytest.approx(by_definition(params, tokens), rel=1e-6)
+
+
+@pytest.mark.parametrize("told", [0, 3, 50])
+def test_a_repetition_counts_as_far_as_the_window_goes(told: int) -> None:
+    for window in range(2, 20):
+        params = SamplingParams(
+            dry_multiplier=1, dry_base=2, dry_allowed_length=1, dry_window=window, dry_breakers=()
+        )
+        assert lowered(params, [0] * told, [0] * (50 - told)) == {0: 2.0 ** (window - 2)}
 
 
 def test_dry_grows_with_the_length_of_the_repetition() -> None:
@@ -217,6 +226,14 @@ def test_what_only_looks_like_a_breaker_across_two_texts_is_none() -> None:
     assert lowered(params, (0, 1, 0), (), words) == {1: 1.0}
     assert lowered(params, (0, 1, 0, 0), (), words) == {}
     assert lowered(params, (0, 1, 0), (0,), words) == {}
+
+
+@pytest.mark.parametrize("drawn", [0, 1, 4])
+def test_a_short_breaker_beside_a_longer_one_is_met_once(drawn: int) -> None:
+    params = SamplingParams(dry_multiplier=1, dry_allowed_length=1, dry_breakers=("b", "dddd"))
+    tokens = [0, 2, 1, 0]
+
+    assert lowered(params, tokens[: 4 - drawn], tokens[4 - drawn :]) == {2: 1.0}
 
 
 def test_the_longest_repetition_leaves_the_logits_finite() -> None:
