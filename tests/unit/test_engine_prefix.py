@@ -343,6 +343,21 @@ def test_a_state_the_runner_refuses_is_forgotten(store: StateStore) -> None:
     assert peek(cache, [*LONG, 7]) == 0
 
 
+def test_a_timeline_that_made_room_for_nothing_is_gone(store: StateStore) -> None:
+    runner = OwnedRunner()
+    cache = PrefixCache(runner, store=store)
+    cache.park(hold(runner, cache, LONG))
+    cache.park(hold(runner, cache, [7] * 100))
+    cache.park(hold(runner, cache, [*LONG[:90], 7]))
+    assert store.flush(10)
+    runner.broken = {"restore"}
+
+    # The disk has most of it, and takes the only seat for a state that is refused.
+    timeline = hold(runner, cache, [*LONG, 7])
+    assert runner.holds_tokens(timeline.id) == [*LONG, 7]
+    assert runner.in_use == 1
+
+
 def test_a_runner_that_gives_no_sequence_says_so() -> None:
     runner = OwnedRunner()
     cache = PrefixCache(runner)
