@@ -73,6 +73,7 @@ class Engine:
         self._waiting = Queue()
         self._jobs: deque[tuple[EmbeddingJob, Future[NDArray[np.float32]]]] = deque()
         self._embedding = False
+        self._slices = 0
         self._grammars: GrammarCompiler | None = None
         self._compiling = threading.Lock()
         self._closing = self._started = False
@@ -102,7 +103,7 @@ class Engine:
     @property
     def steps(self) -> int:
         """Grows while the engine is alive and has something to do."""
-        return self._scheduler.steps
+        return self._scheduler.steps + self._slices
 
     def stats(self) -> RunnerStats:
         """The runner's counters when the last generation ended."""
@@ -262,6 +263,7 @@ class Engine:
         error: LocalrunError | None = None
         try:
             self._embedding = True
+            self._slices += 1
             done = future.cancelled() or (self._has_seat() and job.step(self._runner))
         except ForwardAborted:
             done = False

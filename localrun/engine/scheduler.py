@@ -181,16 +181,20 @@ class Scheduler:
                     break
         if other is None:
             return False
-        if other in self._active and not other.decoding:
+        held = 0 if other.timeline is None else len(other.timeline.tokens)
+        if other in self._active and held < sequence.shared[other.request.id]:
             return True
         sequence.behind = None
         return False
 
     def _has_cells(self, tokens: int) -> bool:
         """Whether a sequence of so many would fit beside the running ones, with some to spare."""
-        spare = self._limits.n_cells // 16
+        limits = self._limits
+        if limits.n_cells >= limits.n_ctx * limits.max_sequences:
+            return True
+        spare = limits.n_cells // 16
         held = sum(len(each.tokens) for each in self._active)
-        return held + tokens + spare <= self._limits.n_cells
+        return held + tokens + spare <= limits.n_cells
 
     def _take_timelines(self) -> None:
         for sequence in list(self._active):
