@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -299,6 +300,31 @@ def test_nothing_gives_way_where_live_timelines_hold_too_much() -> None:
     assert cache.reserve(100)
 
 
+def test_parked_timelines_give_way_for_a_copy() -> None:
+    runner = OwnedRunner(max_sequences=3, n_cells=450)
+    cache = PrefixCache(runner)
+    cache.park(hold(runner, cache, [7] * 80))
+    hold(runner, cache, LONG)
+
+    assert spared(cache, LONG) == 199
+    assert cache.counters.evictions == 1
+
+
+def test_parked_timelines_give_way_for_a_state(store: StateStore) -> None:
+    runner = OwnedRunner(max_sequences=3, n_cells=300)
+    cache = PrefixCache(runner, store=store)
+    for prompt in (LONG, [7] * 200):
+        cache.park(hold(runner, cache, prompt[:1]))  # no more than there are cells for
+        assert cache.reserve(199)
+        cache.park(hold(runner, cache, prompt))
+        assert cache.reserve(300)
+        assert store.flush(10)
+    cache.park(hold(runner, cache, [8] * 150))
+
+    assert spared(cache, [*LONG, 9]) == 200
+    assert cache.counters.evictions == 3
+
+
 def test_a_copy_for_which_there_are_no_cells_is_not_made() -> None:
     runner = OwnedRunner(max_sequences=2, n_cells=300)
     cache = PrefixCache(runner)
@@ -545,8 +571,10 @@ def test_closing_stops_saving_when_its_time_is_over(store: StateStore, tmp_path:
 @given(st.lists(st.integers(0, 1), max_size=1100), st.lists(st.integers(0, 1), max_size=4))
 def test_the_common_prefix_is_what_two_lists_begin_with(head: list[int], tail: list[int]) -> None:
     other = [*head, 2, *tail]
-    for one, two in [(head, other), (other, head), (other, [*head, 3]), (tuple(head), other)]:
+    for one, two in [(head, other), (other, head), (other, [*head, 3, *tail]), (head, head)]:
         assert common(one, two) == len(head)
+        assert common(array("i", one), array("i", two)) == len(head)
+        assert common(one, tuple(two)) == len(head)
 
 
 OWNERS = ("ann", "bob")
