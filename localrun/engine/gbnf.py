@@ -5,9 +5,10 @@ The notation is that of llama.cpp's ``grammars/README.md`` without its token ref
 that refuses escapes such as ``\\u00e9``, tabs, ``{0}``, two rules whose names differ in case, and
 reads ``&&`` in a class as an operator, so this is another.
 
-A rule that leads back to no rule becomes a terminal, which is matched as one regular expression:
-many times faster, and exact where all of the grammar is one. Beside others a terminal takes as much
-text as it can, so a grammar that counts on its stopping early allows less than it says.
+llguidance's lexer takes the longest lexeme, and never goes back to a shorter one that would have
+let the text go on. So a grammar without recursion becomes one lexeme, which is exact and fast; in
+any other each character is a lexeme of its own, which is exact too, but a mask takes milliseconds
+then instead of microseconds.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, NoReturn
 
 _DEEPEST: Final = 64
@@ -42,15 +43,13 @@ class _Reference:
     at: int
 
 
-@dataclass(slots=True)
-class _Rule:
-    """``parts`` are Lark, but for the names of rules, which are not settled yet."""
+@dataclass(frozen=True, slots=True)
+class _Literal:
+    text: str
 
-    parts: list[str | _Reference] = field(default_factory=list)
 
-    @property
-    def references(self) -> list[_Reference]:
-        return [part for part in self.parts if isinstance(part, _Reference)]
+_Parts = list[str | _Literal | _Reference]
+"""A rule's body: Lark, but for strings and for the names of rules."""
 
 
 def lark_of_gbnf(text: str) -> str:
@@ -63,18 +62,23 @@ def lark_of_gbnf(text: str) -> str:
     rules = reader.rules()
     if "root" not in rules:
         raise GbnfError("there is no rule called root")
-    for rule in rules.values():
-        for reference in rule.references:
+    for parts in rules.values():
+        for reference in _references(parts):
             if reference.rule not in rules:
                 reader.fail(f"there is no rule called {reference.rule}", reference.at)
-    names = _names(rules)
-    lines = [f"start: {names['root']}"]
-    for name, rule in rules.items():
-        body = " ".join(
-            names[part.rule] if isinstance(part, _Reference) else part for part in rule.parts
-        )
-        lines.append(f"{names[name]}: {body}")
-    return "\n".join(lines)
+    settled = _not_recursive(rules)
+    lexeme = "root" in settled
+    names = {name: f"{'T' if lexeme else 'r'}{at}" for at, name in enumerate(rules)}
+    return "\n".join(
+        [
+            f"start: {names['root']}",
+            *(
+                f"{names[name]}: {' '.join(_written(part, names, lexeme) for part in parts)}"
+                for name, parts in rules.items()
+                if not lexeme or name in settled
+            ),
+        ]
+    )
 
 
 def quoted(text: str) -> str:
@@ -82,23 +86,37 @@ def quoted(text: str) -> str:
     return json.dumps(text).replace("\x7f", "\\u007f")
 
 
-def _names(rules: dict[str, _Rule]) -> dict[str, str]:
-    """Lark's names: upper case for rules that are terminals, which lead to terminals only."""
-    waiting = {name: {part.rule for part in rule.references} for name, rule in rules.items()}
+def _written(part: str | _Literal | _Reference, names: dict[str, str], lexeme: bool) -> str:
+    if isinstance(part, _Reference):
+        return names[part.rule]
+    if isinstance(part, str):
+        return part
+    if lexeme or len(part.text) < 2:
+        return quoted(part.text)
+    return f"({' '.join(quoted(mark) for mark in part.text)})"
+
+
+def _references(parts: _Parts) -> list[_Reference]:
+    return [part for part in parts if isinstance(part, _Reference)]
+
+
+def _not_recursive(rules: dict[str, _Parts]) -> set[str]:
+    """The rules from which no way leads back to one."""
+    waiting = {name: {part.rule for part in _references(parts)} for name, parts in rules.items()}
     users: defaultdict[str, list[str]] = defaultdict(list)
     for name, used in waiting.items():
         for other in used:
             users[other].append(name)
-    settled = [name for name, used in waiting.items() if not used]
-    terminals = set(settled)
-    while settled:
-        done = settled.pop()
+    ready = [name for name, used in waiting.items() if not used]
+    found = set(ready)
+    while ready:
+        done = ready.pop()
         for user in users[done]:
             waiting[user].discard(done)
             if not waiting[user]:
-                terminals.add(user)
-                settled.append(user)
-    return {name: f"{'T' if name in terminals else 'r'}{at}" for at, name in enumerate(rules)}
+                found.add(user)
+                ready.append(user)
+    return found
 
 
 class _Reader:
@@ -106,8 +124,8 @@ class _Reader:
         self._text = text
         self._at = 0
 
-    def rules(self) -> dict[str, _Rule]:
-        found: dict[str, _Rule] = {}
+    def rules(self) -> dict[str, _Parts]:
+        found: dict[str, _Parts] = {}
         self._skip(_SPACE_AND_LINES)
         while self._at < len(self._text):
             start = self._at
@@ -118,8 +136,9 @@ class _Reader:
             if name in found:
                 self.fail(f"the rule {name} is there twice", start)
             self._skip(_SPACE_AND_LINES)
-            found[name] = rule = _Rule()
-            self._alternatives(rule.parts, 0)
+            parts: _Parts = []
+            found[name] = parts
+            self._alternatives(parts, 0)
             if self._at < len(self._text) and self._text[self._at] not in "\r\n":
                 self.fail(f"{self._text[self._at]!r} is out of place")
             self._skip(_SPACE_AND_LINES)
@@ -130,7 +149,7 @@ class _Reader:
         line = self._text.count("\n", 0, self._at if at is None else at) + 1
         raise GbnfError(f"line {line}: {problem}")
 
-    def _alternatives(self, parts: list[str | _Reference], depth: int) -> None:
+    def _alternatives(self, parts: _Parts, depth: int) -> None:
         """``depth`` 0 ends with the line, unless the next goes on with ``|``; a group ends with its
         bracket."""
         if depth > _DEEPEST:
@@ -143,7 +162,7 @@ class _Reader:
             self._skip(_SPACE_AND_LINES)
             self._sequence(parts, depth, space)
 
-    def _sequence(self, parts: list[str | _Reference], depth: int, space: re.Pattern[str]) -> None:
+    def _sequence(self, parts: _Parts, depth: int, space: re.Pattern[str]) -> None:
         start = len(parts)
         while self._at < len(self._text):
             before = len(parts)
@@ -155,10 +174,10 @@ class _Reader:
         if len(parts) == start:
             parts.append('""')
 
-    def _element(self, parts: list[str | _Reference], depth: int) -> bool:
+    def _element(self, parts: _Parts, depth: int) -> bool:
         mark = self._text[self._at]
         if mark == '"':
-            parts.append(quoted(self._literal()))
+            parts.append(_Literal(self._literal()))
         elif mark == "[":
             parts.append(self._class())
         elif mark == ".":
@@ -179,7 +198,7 @@ class _Reader:
             return False
         return True
 
-    def _repetition(self, parts: list[str | _Reference], start: int) -> bool:
+    def _repetition(self, parts: _Parts, start: int) -> bool:
         """A mark of repetition after the element that begins at ``start`` of ``parts``."""
         mark = self._text[self._at : self._at + 1]
         if mark and mark in "*+?":

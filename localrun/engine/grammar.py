@@ -8,9 +8,10 @@ first (``grammar_trial.py``), and in this one only when that went well.
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -27,9 +28,14 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 SOURCE_BYTES_MAX: Final = 1024 * 1024
-DEADLINE_S: Final = 1.0
+# A trial's; compiling the same here once more takes no longer.
+DEADLINE_S: Final = 0.5
 _CACHED: Final = 16
 _THREADS: Final = 2
+# What masks of one text may take of a processor: in all, and for each token more. Fuel bounds the
+# lexer; what an ambiguous grammar costs grows with the square of its text, below every limit.
+_BURST_S: Final = 1.0
+_STEP_S: Final = 0.02
 
 
 class GrammarCompiler:
@@ -167,6 +173,8 @@ class Matcher:
         self._pending: Future[Mask] | None = None
         self._mask: Mask | None = None
         self._ended = False
+        self._spent_s = 0.0
+        self._steps = 0
         self.finished = following.matcher.is_stopped()
 
     def prepare(self) -> None:
@@ -181,11 +189,13 @@ class Matcher:
         """Which tokens may come next: see ``masks.py``. Not to be written to.
 
         Raises:
-            GrammarError: no token may, or a step took more than ``limits`` give it.
+            GrammarError: no token may, or it costs too much to know.
         """
         if self._mask is None:
             pending, self._pending = self._pending, None
-            self._mask = self._compute() if pending is None else pending.result()
+            # One that has not begun waits behind others' masks.
+            begun = pending is not None and not pending.cancel()
+            self._mask = pending.result() if pending and begun else self._compute()
         return self._mask
 
     def accept(self, token: int) -> None:
@@ -221,13 +231,20 @@ class Matcher:
     def _settled(self) -> LLMatcher:
         """The matcher, once no other thread uses it."""
         pending, self._pending = self._pending, None
-        if pending is not None and pending.exception() is None:
-            self._mask = pending.result()
+        if pending is not None and not pending.cancel():
+            wait((pending,))
         return self._following.matcher
 
     def _compute(self) -> Mask:
+        began = time.thread_time()
         bits = self._following.matcher.compute_bitmask()
+        self._spent_s += time.thread_time() - began
+        self._steps += 1
         self._following.check()
+        if self._spent_s > _BURST_S + _STEP_S * self._steps:
+            raise self._following.error(
+                f"{self._steps} steps took {self._spent_s:.1f} s; it is too ambiguous"
+            )
         words = -(-len(self._vocabulary.tokens) // 32)
         mask = np.frombuffer(bytearray(bits), dtype="<u4")[:words]
         self._twins.allow(mask)
