@@ -133,7 +133,7 @@ class FrameBuffer:
 def error_fields(error: LocalrunError) -> Frame:
     """An error by the nearest class of the tree, with its message, hint and own fields."""
     kind = next(cls for cls in type(error).__mro__ if cls.__name__ in _ERROR_CLASSES)
-    own = {name: getattr(error, name) for name in _ERROR_FIELDS.get(kind.__name__, ())}
+    own = {name: getattr(error, name) for name in _fields_of(kind)}
     return {"class": kind.__name__, "message": error.message, "hint": error.hint, "fields": own}
 
 
@@ -144,10 +144,14 @@ def error_of(fields: Frame) -> LocalrunError:
     error = kind.__new__(kind)
     LocalrunError.__init__(error, str(fields.get("message")), hint=str(fields.get("hint")))
     own = fields.get("fields", {})
-    for name in _ERROR_FIELDS.get(kind.__name__, ()):
+    for name in _fields_of(kind):
         value = own.get(name)
         setattr(error, name, tuple(value) if isinstance(value, list) else value)
     return error
+
+
+def _fields_of(kind: type[LocalrunError]) -> list[str]:
+    return [name for base in kind.__mro__ for name in _ERROR_FIELDS.get(base.__name__, ())]
 
 
 def _tree(root: type[LocalrunError]) -> Iterable[type[LocalrunError]]:

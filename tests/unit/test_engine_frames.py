@@ -131,6 +131,7 @@ def test_what_an_engine_says_of_itself_comes_out_as_it_went_in() -> None:
 def _instances() -> list[LocalrunError]:
     special: dict[type[LocalrunError], LocalrunError] = {
         errors.ContextLengthError: errors.ContextLengthError(9, 8),
+        errors.GrammarError: errors.GrammarError("regex", "what happened", hint="what to do"),
         errors.ModelNotFoundError: errors.ModelNotFoundError("none", nearest=("a", "b")),
         errors.HeaderError: errors.HeaderError("n_kv", 8, "too many", file="x.gguf"),
         errors.DiskFullError: errors.DiskFullError("/models", 5),

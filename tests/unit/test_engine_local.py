@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
 import pytest
 
 from localrun.engine.client import EngineClient, EngineInfo
 from localrun.engine.engine import Engine
+from localrun.engine.generation import Generation
 from localrun.engine.local import LocalEngineClient
-from localrun.engine.request import FinishReason, GenerationRequest, SamplingParams
-from localrun.errors import ContextLengthError, EngineError
+from localrun.engine.request import (
+    EmbeddingRequest,
+    FinishReason,
+    GenerationRequest,
+    Grammar,
+    SamplingParams,
+)
+from localrun.errors import ContextLengthError, EngineError, RequestError
 from tests.mock_runner import CHAT_TEMPLATE, CONTROL, MockRunner, encode
 
 INFO = EngineInfo(
@@ -137,3 +145,72 @@ async def test_closing_ends_a_stream_that_is_being_read(runner: MockRunner) -> N
     assert events[-1].finish is FinishReason.CANCELLED
     with pytest.raises(EngineError, match="closed"):
         await local.tokenize("text")
+
+
+class SlowToTake:
+    """An engine whose ``submit`` blocks until it is let go, as it does while a grammar compiles."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.entered, self.go = threading.Event(), threading.Event()
+        self.taken: list[Generation] = []
+
+    def submit(
+        self, request: GenerationRequest, *, on_ready: Callable[[], None] | None = None
+    ) -> Generation:
+        if request.grammar is not None:
+            self.entered.set()
+            self.go.wait()
+        generation = self.engine.submit(replace(request, grammar=None), on_ready=on_ready)
+        self.taken.append(generation)
+        return generation
+
+
+async def test_the_loop_is_free_while_a_grammar_is_compiled(
+    client: LocalEngineClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = SlowToTake(client._engine)
+    constrained = replace(ask(), grammar=Grammar("regex", "a+"))
+    with monkeypatch.context() as patched:
+        patched.setattr(client, "_engine", slow)
+        waiting = asyncio.ensure_future(_texts(client, constrained))
+        await asyncio.to_thread(slow.entered.wait)
+        assert await _texts(client, ask()) == "answer"
+        slow.go.set()
+        assert await waiting == "answer"
+
+
+async def test_who_leaves_while_a_grammar_is_compiled_leaves_no_generation_behind(
+    client: LocalEngineClient, runner: MockRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = SlowToTake(client._engine)
+    with monkeypatch.context() as patched:
+        patched.setattr(client, "_engine", slow)
+        runner.hold(0)
+        waiting = asyncio.ensure_future(
+            _texts(client, replace(ask(), grammar=Grammar("regex", "a+")))
+        )
+        await asyncio.to_thread(slow.entered.wait)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        slow.go.set()
+        while not slow.taken:
+            await asyncio.sleep(0)
+    ended = await asyncio.to_thread(list, slow.taken[0])
+
+    assert ended[-1].finish is FinishReason.CANCELLED
+
+
+async def _texts(client: EngineClient, request: GenerationRequest) -> str:
+    return "".join([event.text async for event in client.generate(request)])
+
+
+async def test_vectors_come_from_the_engine_and_a_wrong_request_is_refused(
+    client: EngineClient,
+) -> None:
+    request = EmbeddingRequest("e", ((4, 2), (7,)), normalize=False)
+
+    assert await client.embed(request) == [[3.0, 0.5, 1.0, 0.0], [7.0, 0.0, 1.0, 0.0]]
+    with pytest.raises(RequestError):
+        await client.embed(replace(request, dimensions=0))
