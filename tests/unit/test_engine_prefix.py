@@ -201,6 +201,29 @@ def test_a_much_longer_timeline_is_forked_before_one_that_nobody_used_since_is_k
     assert peek(cache, [*LONG, 7]) == 200
 
 
+def test_a_timeline_that_was_copied_counts_as_used() -> None:
+    runner = OwnedRunner(max_sequences=3)
+    cache = PrefixCache(runner)
+    for prompt in (LONG, [7] * 100):
+        cache.park(hold(runner, cache, prompt))
+    cache.park(hold(runner, cache, [*LONG[:100], 9]))
+    assert cache.seat()
+
+    assert [peek(cache, [*p, 9]) for p in (LONG, [7] * 100)] == [200, 0]
+
+
+def test_where_a_runner_keeps_too_little_the_next_best_is_taken() -> None:
+    runner = OwnedRunner(max_sequences=2, can_fork=False, keep=lambda length: length // 10)
+    cache = PrefixCache(runner)
+    held = [hold(runner, cache, prompt) for prompt in (LONG[:100], [*LONG[:150], *[9] * 50])]
+    for timeline in held:
+        cache.park(timeline)
+
+    assert peek(cache, LONG) == 150
+    assert spared(cache, LONG) == 100
+    assert runner.in_use == 0
+
+
 def test_little_that_is_shared_leaves_a_long_timeline_alone() -> None:
     runner = OwnedRunner(max_sequences=2)
     cache = PrefixCache(runner)
@@ -475,6 +498,18 @@ def test_checkpoints_at_turn_ends_serve(prompt: str, sequences: int) -> None:
     assert spared(cache, tokens) == expected
 
 
+def test_a_checkpoint_the_runner_refuses_is_forgotten() -> None:
+    runner = uncuttable()
+    cache = PrefixCache(runner, turn_ends=END)
+    cache.drop(prefill(runner, cache, TURNS))
+    runner.broken = {"restore"}
+
+    assert peek(cache, TURNS) == 164
+    assert spared(cache, TURNS) == 0
+    runner.broken.clear()
+    assert peek(cache, TURNS) == 123
+
+
 def test_checkpoints_outlive_the_process(store: StateStore, tmp_path: Path) -> None:
     runner = uncuttable()
     cache = PrefixCache(runner, turn_ends=END, store=store)
@@ -537,6 +572,17 @@ def test_a_timeline_that_gives_way_is_found_on_the_disk(store: StateStore) -> No
 
     assert cache.counters.saves == 2
     assert [peek(cache, [*p, 9]) for p in (LONG, [7] * 100, [8] * 100)] == [200, 100, 100]
+
+
+def test_a_timeline_that_is_cut_to_a_smaller_part_is_found_on_the_disk(store: StateStore) -> None:
+    runner = OwnedRunner()
+    cache = PrefixCache(runner, store=store)
+    cache.park(hold(runner, cache, LONG))
+    assert spared(cache, [*LONG[:60], 9]) == 60
+    assert store.flush(10)
+
+    assert cache.counters.evictions == 0
+    assert peek(cache, [*LONG, 9]) == 200
 
 
 def test_of_what_is_too_long_for_the_disk_the_beginning_is_kept(tmp_path: Path) -> None:
