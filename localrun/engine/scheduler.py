@@ -19,7 +19,7 @@ from localrun.engine.prefix import PrefixCache
 from localrun.engine.queue import rank
 from localrun.engine.request import FinishReason
 from localrun.engine.runner import ForwardAborted, Logits, ModelRunner, RunnerStats
-from localrun.engine.sampling import NotFiniteError
+from localrun.engine.sampling import NotFiniteError, NothingLeftError
 from localrun.engine.sequence import Clock, Sequence, Work
 from localrun.engine.threads import ThreadTuner
 from localrun.errors import EngineError, LocalrunError
@@ -330,6 +330,8 @@ class Scheduler:
                     self._cache.checkpoint(sequence.timeline)
             except NotFiniteError:
                 self._fail(sequence, "the model's logits are not finite")
+            except NothingLeftError as error:
+                self._fail(sequence, str(error))
             except LocalrunError as error:
                 self._fail(sequence, error.message)
             else:
