@@ -529,6 +529,17 @@ def test_checkpoints_stay_within_their_bytes() -> None:
     assert peek(cache, NEXT_PROMPTS["an edited last message"][0]) == 0
 
 
+def test_a_checkpoint_that_is_there_is_not_taken_again() -> None:
+    runner = uncuttable()
+    cache = PrefixCache(runner, turn_ends=END)
+    timeline = prefill(runner, cache, TURNS)
+    cache.checkpoint(timeline)
+    saved = runner.calls.count("save")
+    cache.checkpoint(timeline)
+
+    assert runner.calls.count("save") == saved == 3
+
+
 def test_a_budget_of_nothing_has_no_borders() -> None:
     runner = uncuttable()
     cache = PrefixCache(runner, turn_ends=END, budget_bytes=0)
