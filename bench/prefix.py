@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from serving_client import Answer, ask, chat_body
-from serving_programs import Program, our_server, their_server
+from serving_programs import Program, leave_no_server, our_server, their_server
 from serving_prompts import Prompts, single_token_words
 
 from localrun.cli.loading import prepare
@@ -138,6 +138,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
+    leave_no_server()
     plan = _plan(chosen)
     prompts = Prompts(single_token_words(chosen.ref), secrets.token_hex(8))
     starts: dict[str, Start] = {"ours": lambda: our_server(plan)}

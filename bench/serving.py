@@ -29,7 +29,7 @@ import psutil
 import serving_stall
 from llama_server import build, version_line
 from serving_client import Answer, ask, begin, chat_body, percentile
-from serving_programs import Program, our_server, their_server
+from serving_programs import Program, leave_no_server, our_server, their_server
 from serving_prompts import Prompts, single_token_words
 
 from localrun import __version__
@@ -333,6 +333,7 @@ def main() -> int:
     parser.add_argument("--no-stall", action="store_true")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
+    leave_no_server()
     report = measure(chosen, chosen.llama_server or build())
     if chosen.json:
         print(json.dumps(report))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -136,6 +137,11 @@ def their_server(program: Path, plan: Plan) -> Iterator[Program]:
     with _running(command, stdout=subprocess.DEVNULL) as process:
         _wait_until_healthy(process, port)
         yield Program("theirs", port, process.pid, command)
+
+
+def leave_no_server() -> None:
+    """Asked to end, this process first ends the servers that it started."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def free_port() -> int:
