@@ -68,11 +68,10 @@ def encode(text: str) -> list[int]:
 
 @dataclass
 class Timeline:
-    """Tokens of one sequence; ``reply`` is what it is about to say, ``said`` how much of it."""
+    """Tokens of one sequence; ``replies`` are what it went about to say, and from where on."""
 
     tokens: list[int] = field(default_factory=list)
-    reply: list[int] | None = None
-    said: int = 0
+    replies: list[tuple[int, list[int]]] = field(default_factory=list)
 
 
 class MockRunner:
@@ -252,7 +251,8 @@ class MockRunner:
             kept = 0
         if kept < len(timeline.tokens):
             del timeline.tokens[kept:]
-            timeline.reply = None
+            while timeline.replies and timeline.replies[-1][0] > kept:
+                timeline.replies.pop()
         self.truncations.append((length, kept))
         return kept
 
@@ -373,8 +373,6 @@ class MockRunner:
             last = position == len(item.tokens) - 1
             if item.logits == "all" or (item.logits == "last" and last):
                 rows.append(self._row(timeline))
-            elif timeline.reply is not None:
-                timeline.reply = None
         if len(timeline.tokens) > self._capabilities.n_ctx:
             raise EngineError("mock: the sequence is longer than n_ctx")
         return rows
@@ -392,19 +390,16 @@ class MockRunner:
         return row
 
     def _next(self, timeline: Timeline) -> int:
-        """The reply starts anew wherever the timeline does not go on with what was said last."""
-        reply = timeline.reply
-        if reply is not None and timeline.said < len(reply):
-            if timeline.tokens[-1] == reply[timeline.said]:
-                timeline.said += 1
-            else:
-                reply = None
-        else:
-            reply = None
-        if reply is None:
-            timeline.said = 0
-            timeline.reply = reply = [*self._say(timeline.tokens), EOS]
-        return reply[timeline.said] if timeline.said < len(reply) else EOS
+        """The reply starts anew wherever the timeline does not go on with what was said last. Wrong
+        guesses that are taken back do not count."""
+        if timeline.replies:
+            start, reply = timeline.replies[-1]
+            said = len(timeline.tokens) - start
+            if said < len(reply) and timeline.tokens[start:] == reply[:said]:
+                return reply[said]
+        reply = [*self._say(timeline.tokens), EOS]
+        timeline.replies.append((len(timeline.tokens), reply))
+        return reply[0]
 
     def _say(self, tokens: Sequence[int]) -> list[int]:
         if isinstance(self._reply, str):

@@ -175,6 +175,7 @@ async def _generate(client: EngineClient, prompt: int, count: int, turn: int) ->
         sampling=SamplingParams(temperature=0),
         max_tokens=count,
         ignore_end=True,
+        draft=False,
     )
     timings = None
     async for event in client.generate(request):

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from localrun.cli.loading import Prepared, find, open_chat_as_planned, planned
+from localrun.cli.guessing import Guessing, with_guesses
+from localrun.cli.loading import Prepared, find, open_chat_as_planned, planned, promised
 from localrun.cli.lookup import described
 from localrun.cli.machines import this_machine
 from localrun.cli.plan_view import tell_plan
@@ -17,7 +18,7 @@ from localrun.server.room import Holding, Loaded, Opening, left, taken
 if TYPE_CHECKING:
     from localrun.config import Settings
     from localrun.hardware.machine import Machine
-    from localrun.plan.plan import Plan, PlanRequest
+    from localrun.plan.plan import PlanRequest
 
 
 class Beside:
@@ -27,7 +28,13 @@ class Beside:
     """
 
     def __init__(
-        self, ref: str, request: PlanRequest, here: Settings, *, offer: bool = False
+        self,
+        ref: str,
+        request: PlanRequest,
+        here: Settings,
+        guessing: Guessing | None = None,
+        *,
+        offer: bool = False,
     ) -> None:
         """Read headers and probe. ``offer``: ask on a terminal whether to download it.
 
@@ -38,6 +45,7 @@ class Beside:
         self._machine = this_machine(here)[0]
         self._request = request
         self._here = here
+        self._guessing = guessing or Guessing()
 
     def planned(
         self, loaded: Sequence[Holding], staying: Sequence[Holding], *, squeezed: bool = False
@@ -49,11 +57,12 @@ class Beside:
         """
         alone = planned(self._found, self._request, _machine(self._machine, loaded, ()))
         if not staying:
-            return alone
+            return with_guesses(alone, self._guessing, self._here)
         request = _limited(self._request, staying)
         if not squeezed:
             request = replace(request, n_ctx=alone.plan.execution.n_ctx)
-        return planned(self._found, request, _machine(self._machine, loaded, staying))
+        prepared = planned(self._found, request, _machine(self._machine, loaded, staying))
+        return with_guesses(prepared, self._guessing, self._here)
 
     def beside(
         self, loaded: Sequence[Holding], staying: Sequence[Holding], *, squeezed: bool = False
@@ -74,11 +83,13 @@ class Beside:
         except BaseException:
             await model.close()
             raise
-        held = promised(made)
+        held = promised(*replace(prepared, plan=made).plans)
         return Loaded(model, Holding(held, taken(before, _available(machine), held)))
 
 
-def plan_together(refs: Sequence[str], request: PlanRequest, here: Settings) -> None:
+def plan_together(
+    refs: Sequence[str], request: PlanRequest, here: Settings, guessing: Guessing | None = None
+) -> None:
     """See to it that models that are to be loaded at once fit beside each other.
 
     Raises:
@@ -86,7 +97,7 @@ def plan_together(refs: Sequence[str], request: PlanRequest, here: Settings) -> 
     """
     held: list[Holding] = []
     for at, ref in enumerate(refs):
-        candidate = Beside(ref, request, here, offer=True)
+        candidate = Beside(ref, request, here, guessing, offer=True)
         try:
             made = candidate.planned(held, held)
         except DoesNotFitError as error:
@@ -97,12 +108,7 @@ def plan_together(refs: Sequence[str], request: PlanRequest, here: Settings) -> 
                 hint="lower --ctx, or leave one out: a model is loaded when it is first asked for",
                 shortfall=error.shortfall,
             ) from error
-        held.append(Holding(promised(made.plan), {}))
-
-
-def promised(plan: Plan) -> dict[str, int]:
-    """The bytes of memory that a plan budgets, by tier."""
-    return {budget.tier: budget.total for budget in plan.budgets if budget.tier != "disk"}
+        held.append(Holding(promised(*made.plans), {}))
 
 
 def _available(machine: Machine) -> dict[str, int]:

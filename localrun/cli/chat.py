@@ -11,11 +11,13 @@ import typer
 from localrun.cli.options import (
     Backend,
     Ctx,
+    Draft,
     KvType,
     MaxTokens,
     MinP,
     Ram,
     Seed,
+    Speculation,
     System,
     Temperature,
     Threads,
@@ -59,6 +61,8 @@ def chat(
     ram: Ram = None,
     vram: Vram = None,
     backend: Backend = None,
+    draft: Draft = None,
+    speculation: Speculation = "auto",
     theme: Theme = "dark",
 ) -> None:
     """Open the full-screen chat."""
@@ -70,6 +74,7 @@ def chat(
 
     from localrun.chat.history import History
     from localrun.chat.messages import ReplyOptions, RequestContext
+    from localrun.cli.guessing import Guessing, guessing, with_guesses
     from localrun.cli.loading import find, open_chat, prepare
     from localrun.cli.plan_view import one_line
     from localrun.config import settings
@@ -79,6 +84,7 @@ def chat(
     from localrun.tui.app import ChatApp
 
     here = settings()
+    wanted = guessing(speculation, draft)
     request = PlanRequest(
         n_ctx=ctx, kv_type=kv_type, threads=threads, backend=backend, ram_bytes=ram, vram_bytes=vram
     )
@@ -91,6 +97,9 @@ def chat(
             await remote.connect()
             return remote
         prepared = await asyncio.to_thread(prepare, name, request, here)
+        # A model chosen later on the screen may be of another family than the one that guesses.
+        mine = wanted if name == model_ref else Guessing(wanted.on)
+        prepared = await asyncio.to_thread(with_guesses, prepared, mine, here)
         app.say(one_line(prepared.plan))
         return await open_chat(prepared, app.say)
 

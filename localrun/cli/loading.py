@@ -32,17 +32,25 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A model that is on disk, described and planned. ``loader`` is the runner's import string;
-    ``request`` is None for a plan that was saved before."""
+    ``request`` is None for a plan that was saved before; ``draft`` guesses ahead for it, and
+    ``speculation`` False guesses nothing at all."""
 
     found: Found
     plan: Plan
     loader: str
     request: PlanRequest | None
     machine: Machine
+    draft: Prepared | None = None
+    speculation: bool = True
 
     @property
     def spec(self) -> ModelSpec:
         return self.found.spec
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """Of the model, and of the one that guesses for it."""
+        return (self.plan,) if self.draft is None else (self.plan, self.draft.plan)
 
 
 def parse_from(text: str, source: str | None) -> ModelRef:
@@ -274,12 +282,20 @@ def replan(prepared: Prepared, error: OutOfMemoryError) -> Prepared:
         else replace(prepared.request, ram_bytes=limit)
     )
     try:
-        smaller = planned(prepared.found, request, prepared.machine)
+        made = planned(prepared.found, request, prepared.machine)
     except PlanError:
         raise error from None
-    if smaller.plan.execution == prepared.plan.execution:
+    if made.plan.execution == prepared.plan.execution:
         raise error
-    return smaller
+    return replace(prepared, plan=made.plan, loader=made.loader, request=made.request)
+
+
+def promised(*plans: Plan) -> dict[str, int]:
+    """The bytes of memory that plans budget together, by tier."""
+    sums: dict[str, int] = {}
+    for budget in (each for plan in plans for each in plan.budgets if each.tier != "disk"):
+        sums[budget.tier] = sums.get(budget.tier, 0) + budget.total
+    return sums
 
 
 def changes(before: Plan, after: Plan) -> str:
@@ -291,15 +307,20 @@ def changes(before: Plan, after: Plan) -> str:
 
 
 async def _start(prepared: Prepared) -> EngineClient:
-    from localrun.engine.options import EngineOptions
+    from localrun.engine.options import DraftModel, EngineOptions
     from localrun.engine.process import EngineProcess
 
+    draft = prepared.draft
     return await EngineProcess.start(
         prepared.plan,
         loader=prepared.loader,
         chat_template=prepared.spec.chat_template,
         log=settings().state / "engine.log",
-        options=EngineOptions(state_folder=settings().cache / "prefixes"),
+        options=EngineOptions(
+            state_folder=settings().cache / "prefixes",
+            speculation=prepared.speculation,
+            draft=None if draft is None else DraftModel(draft.plan, draft.loader),
+        ),
     )
 
 

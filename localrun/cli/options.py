@@ -150,6 +150,15 @@ DiskSpeed = Annotated[
     ),
 ]
 
+Draft = Annotated[
+    str | None,
+    typer.Option("--draft", metavar="REF", help="A smaller model of the family, to guess ahead."),
+]
+Speculation = Annotated[
+    Literal["auto", "off"],
+    typer.Option("--speculation", help="Guess ahead where it makes answers faster, or never."),
+]
+
 System = Annotated[str | None, typer.Option("--system", help="System prompt.")]
 Temperature = Annotated[float, typer.Option("--temperature", help="0 is greedy.")]
 TopP = Annotated[float, typer.Option("--top-p", help="Nucleus: 1 is off.")]

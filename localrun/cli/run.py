@@ -11,6 +11,7 @@ import typer
 from localrun.cli.options import (
     Backend,
     Ctx,
+    Draft,
     JsonSchema,
     KvType,
     MaxTokens,
@@ -19,6 +20,7 @@ from localrun.cli.options import (
     Ram,
     Ref,
     Seed,
+    Speculation,
     System,
     Temperature,
     Threads,
@@ -59,19 +61,24 @@ def run(
     vram: Vram = None,
     backend: Backend = None,
     plan: PlanFile = None,
+    draft: Draft = None,
+    speculation: Speculation = "auto",
     stats: Stats = False,
 ) -> None:
     """Answer one prompt and print the answer as it is made."""
     import asyncio
 
     from localrun.chat.messages import Message, ReplyOptions, RequestContext
+    from localrun.cli.guessing import guessing, with_guesses
     from localrun.cli.loading import open_chat, prepare
     from localrun.cli.options import no_budget_beside_plan
     from localrun.cli.saved_plans import prepare_saved
+    from localrun.config import settings
     from localrun.engine.request import Grammar, SamplingParams
     from localrun.plan.plan import PlanRequest
 
     _text("--system", system)
+    wanted = guessing(speculation, draft)
     schema = None if json_schema is None else read_schema(json_schema)
     text = _prompt(prompt)
     request = PlanRequest(
@@ -84,6 +91,7 @@ def run(
     )
     no_budget_beside_plan(plan, request)
     prepared = prepare(ref, request) if plan is None else prepare_saved(ref, plan)
+    prepared = with_guesses(prepared, wanted, settings())
     for warning in prepared.plan.warnings:
         note(f"note: {warning}")
     messages = [Message("system", system)] if system else []

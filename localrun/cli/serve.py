@@ -10,25 +10,30 @@ import typer
 from localrun.cli.options import (
     Backend,
     Ctx,
+    Draft,
     Json,
     KeepAlive,
     KvType,
     Parallel,
     Ram,
+    Speculation,
     Threads,
     Vram,
 )
 from localrun.cli.output import emit_json, note, say, table
+from localrun.errors import UsageError
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Sequence
 
+    from localrun.cli.guessing import Guessing
     from localrun.config import Settings
     from localrun.plan.plan import PlanRequest
     from localrun.server.app import ModelCard
     from localrun.server.guards import ServerOptions
     from localrun.server.provider import LoadingProvider
+    from localrun.server.room import Candidate
     from localrun.server.running import RunningServer
 
 Refs = Annotated[
@@ -68,12 +73,15 @@ def serve(
     vram: Vram = None,
     backend: Backend = None,
     parallel: Parallel = 1,
+    draft: Draft = None,
+    speculation: Speculation = "auto",
     keep_alive: KeepAlive = 1800.0,
 ) -> int:
     """Serve models on a local port that OpenAI clients can use."""
     import asyncio
 
     from localrun.cli.beside import plan_together
+    from localrun.cli.guessing import guessing
     from localrun.config import settings
     from localrun.plan.plan import PlanRequest
     from localrun.server.guards import ServerOptions
@@ -89,6 +97,9 @@ def serve(
         vram_bytes=vram,
         parallel=parallel,
     )
+    wanted = guessing(speculation, draft)
+    if draft is not None and not refs:
+        raise UsageError(f"--draft {draft}: name the model that it guesses for")
     # Opened first: a port in use is said before any weight is loaded.
     listener = listen(host, parse_port(port), api_key=api_key)
     options = ServerOptions(
@@ -98,17 +109,17 @@ def serve(
     )
     with listener:
         given = tuple(dict.fromkeys(refs or ()))
-        plan_together(given, request, here)
-        return asyncio.run(
-            _serve(listener, options, given, request, here, None if keep_alive < 0 else keep_alive)
-        )
+        plan_together(given, request, here, wanted)
+        look = _looking(given, request, here, wanted)
+        keep_alive_s = None if keep_alive < 0 else keep_alive
+        return asyncio.run(_serve(listener, options, given, look, here, keep_alive_s))
 
 
 async def _serve(
     listener: socket.socket,
     options: ServerOptions,
     given: tuple[str, ...],
-    request: PlanRequest,
+    look: Callable[[str], Candidate],
     here: Settings,
     keep_alive_s: float | None,
 ) -> int:
@@ -126,7 +137,7 @@ async def _serve(
             update(here, running, names)
 
     host, port = listener.getsockname()[:2]
-    provider = _provider(given, request, here, keep_alive_s, changed)
+    provider = _provider(given, look, here, keep_alive_s, changed)
     app = create_app(provider, options)
     try:
         for ref in given:
@@ -140,24 +151,31 @@ async def _serve(
         await provider.close()
 
 
+def _looking(
+    given: tuple[str, ...], request: PlanRequest, here: Settings, wanted: Guessing
+) -> Callable[[str], Candidate]:
+    """How a model is looked up. A model that guesses does so for those it was named with."""
+    from localrun.cli.beside import Beside
+    from localrun.cli.guessing import Guessing
+
+    others = Guessing(wanted.on)
+    return lambda name: Beside(name, request, here, wanted if name in given else others)
+
+
 def _provider(
     given: tuple[str, ...],
-    request: PlanRequest,
+    look: Callable[[str], Candidate],
     here: Settings,
     keep_alive_s: float | None,
     changed: Callable[[tuple[str, ...]], None],
 ) -> LoadingProvider:
     """Models by their canonical reference: those of the command line, and any on this disk."""
-    from localrun.cli.beside import Beside
     from localrun.cli.loading import find
     from localrun.errors import ModelNotFoundError
     from localrun.ref import PathRef, parse
     from localrun.server.app import ModelCard
     from localrun.server.provider import LoadingProvider
     from localrun.store.library import Library
-
-    def look(name: str) -> Beside:
-        return Beside(name, request, here)
 
     def canonical(name: str) -> str:
         if name in given:

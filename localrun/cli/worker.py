@@ -25,13 +25,16 @@ from typing import BinaryIO
 from localrun.engine import fields, frames
 from localrun.engine.client import EngineInfo
 from localrun.engine.desk import Desk
+from localrun.engine.draft_model import DraftModel
+from localrun.engine.drafting import Both, Drafting
 from localrun.engine.engine import Engine
+from localrun.engine.lookup import PromptLookup
 from localrun.engine.options import EngineOptions
 from localrun.engine.outbox import Outbox
 from localrun.engine.runner import ModelRunner
 from localrun.engine.states import StateStore
 from localrun.engine.threads import ThreadRange
-from localrun.errors import LocalrunError, UsageError
+from localrun.errors import LocalrunError, OutOfMemoryError, UsageError
 from localrun.plan.plan import Plan
 
 # A library that hangs while it is closed must not keep the process after its parent has gone.
@@ -76,8 +79,9 @@ def _serve(channel: socket.socket, incoming: BinaryIO, loaded: threading.Event) 
         plan, options = Plan.from_json(first["plan"]), fields.options_of(first["options"])
         engine = make(plan, first["loader"], options, on_step=desk.stepped)
         loaded.set()
-    except LocalrunError as error:
-        failed = {"type": "failed", "call": call, "error": frames.error_fields(error)}
+    except (LocalrunError, MemoryError) as error:
+        told = _out_of_memory(error) if isinstance(error, MemoryError) else error
+        failed = {"type": "failed", "call": call, "error": frames.error_fields(told)}
         # Blocking, and so over before this process is. A parent that is gone reads nothing.
         with suppress(OSError):
             channel.sendall(frames.pack(failed))
@@ -92,11 +96,30 @@ def _serve(channel: socket.socket, incoming: BinaryIO, loaded: threading.Event) 
     return 0
 
 
+def _out_of_memory(error: MemoryError) -> OutOfMemoryError:
+    return OutOfMemoryError(f"there was no memory left while the model was loaded: {error}")
+
+
 def make(plan: Plan, loader: str, options: EngineOptions, *, on_step: Callable[[], None]) -> Engine:
-    """The engine of a plan, as the options want it. Raises what the loaders raise."""
+    """The engine of a plan, as the options want it. Raises what the loaders raise.
+
+    UsageError where the model that is to guess has another vocabulary.
+    """
     threads = ThreadRange(plan.execution.threads, plan.execution.threads_max)
     states = None if options.state_folder is None else partial(open_states, plan, options)
-    return Engine(load(loader, plan), threads=threads, states=states, on_step=on_step)
+    runner = load(loader, plan)
+    drafting = make_drafting(options)
+    return Engine(runner, threads=threads, drafting=drafting, states=states, on_step=on_step)
+
+
+def make_drafting(options: EngineOptions) -> Drafting | None:
+    """Who guesses ahead: the text itself, and a model where one is named."""
+    if not options.speculation:
+        return None
+    if options.draft is None:
+        return PromptLookup()
+    draft = load(options.draft.loader, options.draft.plan)
+    return Both(PromptLookup(), DraftModel(draft))
 
 
 def open_states(plan: Plan, options: EngineOptions, runner: ModelRunner) -> StateStore:
