@@ -11,7 +11,7 @@ from typing import Any
 Schema = dict[str, Any]
 
 
-def _tool(properties: Schema, required: list[str] | None = None, **more: Any) -> Schema:
+def _tool(properties: Schema, required: list[str] | None = None, /, **more: Any) -> Schema:
     """An object's schema; ``required`` None is every property."""
     return {
         "type": "object",
@@ -21,7 +21,7 @@ def _tool(properties: Schema, required: list[str] | None = None, **more: Any) ->
     }
 
 
-def _text(description: str = "", **more: Any) -> Schema:
+def _text(description: str = "", /, **more: Any) -> Schema:
     return {"type": "string", **({"description": description} if description else {}), **more}
 
 

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,14 +15,13 @@ from localrun.engine.grammar_child import ADDRESS_SPACE_BYTES
 from localrun.errors import GrammarError
 from tests.grammar_bombs import BOMBS
 
+ROOT = Path(__file__).parents[2]
 SECONDS = 1.2
 MIB = 1024 * 1024
 # Each is followed so far where it compiles.
 STEPS = 40
 
-# A process of its own, so that its memory is that of grammars only. The clock is the processor's
-# where that can be had, because the machine may be busy with others; a refusal by the deadline is
-# the deadline's.
+# A process of its own, so that its memory is that of grammars only.
 _DRIVER = """
 import json, os, random, resource, sys, time
 import numpy as np
@@ -75,7 +75,8 @@ def report() -> dict[str, Any]:
     if sys.platform == "win32":
         pytest.skip("measures with the resource module")
     done = subprocess.run(
-        [sys.executable, "-P", "-c", f"import sys; sys.path.insert(0, '.')\n{_DRIVER}", str(STEPS)],
+        [sys.executable, "-c", _DRIVER, str(STEPS)],
+        cwd=ROOT,  # where the tests' own modules are found
         capture_output=True,
         text=True,
         check=True,
