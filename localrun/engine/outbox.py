@@ -18,10 +18,9 @@ class Outbox:
     def __init__(self, channel: socket.socket, on_caught_up: Callable[[], None]) -> None:
         self._channel = channel
         self._on_caught_up = on_caught_up
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         self._waiting: deque[bytes | memoryview] = deque()
         self._gone = False
-        self._writer: threading.Thread | None = None
 
     @property
     def behind(self) -> bool:
@@ -29,17 +28,14 @@ class Outbox:
 
     def send(self, data: bytes) -> None:
         """Never blocks. From any thread."""
-        with self._changed:
-            if self._gone:
-                return
-            sent = 0 if self._waiting else self._send_now(data)
+        with self._lock:
+            was_behind = self.behind
+            sent = 0 if was_behind else self._send_now(data)
             if sent == len(data) or self._gone:
                 return
             self._waiting.append(memoryview(data)[sent:])
-            if self._writer is None:
-                self._writer = threading.Thread(target=self._write, name="outbox", daemon=True)
-                self._writer.start()
-            self._changed.notify()
+        if not was_behind:
+            threading.Thread(target=self._catch_up, name="outbox", daemon=True).start()
 
     def _send_now(self, data: bytes) -> int:
         try:
@@ -50,19 +46,17 @@ class Outbox:
             self._gone = True
             return 0
 
-    def _write(self) -> None:
-        while not self._gone:
-            with self._changed:
-                while not self._waiting:
-                    self._changed.wait()
-                first = self._waiting[0]
+    def _catch_up(self) -> None:
+        behind = True
+        while behind:
             try:
-                self._channel.sendall(first)
+                self._channel.sendall(self._waiting[0])
             except OSError:
                 self._gone = True
-            with self._changed:
-                # It stays until it is sent: nobody may send past it.
+            with self._lock:
+                # Only now, as nobody may send past it.
                 self._waiting.popleft()
-                caught_up = not self._waiting
-            if caught_up:
-                self._on_caught_up()
+                if self._gone:
+                    self._waiting.clear()
+                behind = self.behind
+        self._on_caught_up()

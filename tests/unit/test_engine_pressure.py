@@ -114,10 +114,9 @@ def served(runner: MockRunner) -> Iterator[Served]:
 
 
 def test_the_engine_ends_a_long_answer_that_nobody_reads_and_keeps_little_of_it() -> None:
-    long = "0123456789" * 4_000
+    long = "0123456789" * 600
     with served(MockRunner(long, n_ctx=50_000, max_sequences=2)) as desk:
         desk.submit(1, request("a"))
-        # A second answer's end means that the engine has stepped on, past all that it could send.
         while desk.engine._scheduler.steps < len(long):
             threading.Event().wait(0.01)
         waiting = sum(len(data) for data in desk.outbox._waiting)
@@ -127,7 +126,7 @@ def test_the_engine_ends_a_long_answer_that_nobody_reads_and_keeps_little_of_it(
 
     assert "".join(event.text for event in events) == long
     assert events[-1].finish is FinishReason.STOP
-    assert waiting < 10_000
+    assert waiting < 1_000
     assert len(events) < len(long)
 
 
@@ -136,7 +135,7 @@ def test_all_streams_of_a_step_come_in_one_frame() -> None:
     with served(runner) as desk:
         for call in range(4):
             desk.submit(call, request(f"{call}"))
-        while len(desk.engine._waiting) < 3:
+        while list(desk.desk._running.values()).count(None) or len(desk.desk._running) < 4:
             threading.Event().wait(0.001)
         runner.release()
         received: list[frames.Frame] = []
