@@ -5,12 +5,14 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import resource
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import psutil
 import pytest
 
 from localrun.engine.request import GenerationRequest, SamplingParams
@@ -71,12 +73,22 @@ def broken(plan: Plan) -> NoReturn:
     raise ZeroDivisionError(plan.ref)
 
 
+def crowded(plan: Plan) -> NoReturn:
+    """A loader in a process that may not grow as much as it wants to."""
+    held = psutil.Process().memory_info().vms
+    resource.setrlimit(resource.RLIMIT_AS, (held + (64 << 20), resource.RLIM_INFINITY))
+    raise AssertionError(len(bytearray(1 << 30)))
+
+
 def batching(plan: Plan) -> MockRunner:
     """Four sequences at once that echo. A step over ``?`` fails: in the prompt, or in the answer to
     ``say``."""
-    says = {"say": "a?b"}
+
+    def say(prompt: str) -> str:
+        return "a?b" if prompt == "say" else prompt
+
     return MockRunner(
-        lambda prompt: says.get(prompt, prompt),
+        say,
         n_ctx=plan.execution.n_ctx,
         max_sequences=4,
         cursed=ord("?"),

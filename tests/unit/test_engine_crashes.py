@@ -17,7 +17,7 @@ from localrun.engine.child import LOOKS, Child
 from localrun.engine.mailbox import Mailbox
 from localrun.engine.process import EngineProcess
 from localrun.engine.request import EmbeddingRequest, FinishReason, GenerationRequest, TokenEvent
-from localrun.errors import EngineCrashedError, RequestError
+from localrun.errors import EngineCrashedError, OutOfMemoryError, RequestError
 from tests.engine_child import LOADER, importable, plan, request
 
 __all__ = ["importable"]
@@ -240,6 +240,13 @@ async def test_a_child_without_work_is_not_looked_after() -> None:
 async def test_a_loader_with_an_error_of_its_own_ends_its_child_and_says_how() -> None:
     with pytest.raises(EngineCrashedError, match=r"while loading the model \(exit status 1\)"):
         await EngineProcess.start(plan("x"), loader="tests.engine_child:broken", chat_template=None)
+
+
+async def test_a_load_that_gets_no_memory_is_told_as_that() -> None:
+    with pytest.raises(OutOfMemoryError, match="no memory left while the model was loaded"):
+        await EngineProcess.start(
+            plan("x"), loader="tests.engine_child:crowded", chat_template=None
+        )
 
 
 @pytest.mark.parametrize("bad", ["x?", "say"], ids=["in prefill", "in decode"])
