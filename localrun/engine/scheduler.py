@@ -128,7 +128,8 @@ class Scheduler:
             return
         rows = sum(len(work.tokens) for work in works if work.sequence.decoding)
         chunk = sum(len(work.tokens) for work in works) - rows
-        threads = self._set_threads(rows, chunk)
+        drafts = sum(work.drafts for work in works)
+        threads = self._set_threads(rows, chunk, drafts)
         began = self._clock()
         try:
             logits = self._forward(works)
@@ -141,7 +142,7 @@ class Scheduler:
         self._draw(works, logits, began, rows, chunk)
         seconds = self._clock() - began
         self._costs.observe(rows, chunk, seconds)
-        if self._tuner is not None and rows and not chunk:
+        if self._tuner is not None and rows and not chunk and not drafts:
             self._tuner.observe(threads, seconds)
 
     def end_all(self, reason: FinishReason, error: str | None = None) -> None:
@@ -339,15 +340,19 @@ class Scheduler:
                     self._end(sequence, reason)
             row += work.rows
 
-    def _set_threads(self, rows: int, chunk: int) -> int:
+    def _set_threads(self, rows: int, chunk: int, drafts: int) -> int:
         if self._tuner is None:
             return 0
-        if rows and not chunk and rows != self._rows:
-            # Steps of another size say nothing about those before.
-            self._tuner.forget()
-            self._rows = rows
         tuner = self._tuner
-        threads = tuner.decode_threads if chunk <= rows else tuner.prefill_threads
+        if rows and not chunk and rows - drafts != self._rows:
+            # Steps of another size say nothing about those before.
+            tuner.forget()
+            self._rows = rows - drafts
+        if chunk > rows:
+            threads = tuner.prefill_threads
+        else:
+            # With guesses the size changes from step to step, back and forth: those are passed by.
+            threads = tuner.usual_threads if drafts else tuner.decode_threads
         if threads != self._threads:
             self._runner.set_threads(threads)
             self._threads = threads

@@ -72,6 +72,11 @@ class ThreadTuner:
         return self._ladder[self._at + (self._trial or 0)]
 
     @property
+    def usual_threads(self) -> int:
+        """The count of steps that say nothing of others: never one that is being tried."""
+        return self._ladder[self._at]
+
+    @property
     def prefill_threads(self) -> int:
         """All of them, which a prefill can use even where decode cannot, unless cores are
         contended."""

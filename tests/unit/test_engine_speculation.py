@@ -22,7 +22,9 @@ from localrun.engine.request import (
     SamplingParams,
     Timings,
 )
-from localrun.engine.runner import SequenceId, Vocabulary
+from localrun.engine.rows import NumpyLogits
+from localrun.engine.runner import BatchItem, SequenceId, Vocabulary
+from localrun.engine.threads import ThreadRange
 from localrun.errors import UsageError
 from tests.mock_runner import CERTAIN, VOCABULARY_SIZE, MockRunner, Timeline, echo, encode
 
@@ -557,3 +559,44 @@ class Ahead(Oracle):
 
     def __init__(self, text: Sequence[int]) -> None:
         super().__init__([text])
+
+
+class Sometimes(Oracle):
+    """Guesses at every fifth place."""
+
+    def propose(self, tokens: Sequence[int], most: int) -> list[int]:
+        return super().propose(tokens, 3) if len(tokens) % 5 == 0 else []
+
+
+class Threaded(Hashed):
+    """Notes the tokens of each forward and the threads it had."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[tuple[int, int]] = []
+
+    def forward(self, batch: Sequence[BatchItem]) -> NumpyLogits:
+        self.steps.append((len(batch[0].tokens), self.threads[-1]))
+        return super().forward(batch)
+
+
+def test_only_steps_without_guesses_try_other_numbers_of_threads() -> None:
+    """Steps with guesses take longer, whatever the threads: their times compare with no others."""
+    requests = [ask("r", max_tokens=120)]
+    texts = whole(requests, answers(Hashed(), None, requests))
+    runner = Threaded()
+    engine = Engine(
+        runner,
+        drafting=Sometimes(texts),
+        threads=ThreadRange(8, 8),
+        clock=lambda: runner.count / 1000,
+    )
+    try:
+        list(engine.submit(requests[0]))
+    finally:
+        engine.close()
+
+    guessed = {threads for tokens, threads in runner.steps[1:] if tokens > 1}
+    plain = {threads for tokens, threads in runner.steps[1:] if tokens == 1}
+    assert guessed == {8}
+    assert plain > {8}
