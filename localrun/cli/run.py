@@ -211,3 +211,6 @@ def _print_stats(timings: Timings) -> None:
         f"at {timings.prefill_tps:.1f} tok/s"
     )
     note(f"answer {timings.generated_tokens} tokens at {timings.decode_tps:.1f} tok/s")
+    if timings.drafted_tokens:
+        share = timings.accepted_tokens / timings.drafted_tokens
+        note(f"guessed ahead {timings.drafted_tokens} tokens, {share:.0%} of them right")
