@@ -19,7 +19,7 @@ from localrun.engine.fields import ids_of
 from localrun.engine.options import EngineOptions
 from localrun.engine.request import EmbeddingRequest, GenerationRequest, TokenEvent
 from localrun.engine.runner import RunnerStats
-from localrun.errors import EngineCrashedError, EngineError
+from localrun.errors import ContextLengthError, EngineCrashedError, EngineError
 from localrun.plan.plan import Plan
 
 LOAD_TIMEOUT_S = 900.0
@@ -138,6 +138,9 @@ class EngineProcess:
             EngineCrashedError: the engine's process ended; the next call starts it again.
         """
         child = await self._running()
+        # The engine would say so too, but to send it a million ids takes the loop's time.
+        if len(request.prompt) >= self.info.n_ctx:
+            raise ContextLengthError(len(request.prompt), self.info.n_ctx)
         call, mailbox = await child.submit(request)
         try:
             while True:
