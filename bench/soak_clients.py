@@ -81,7 +81,7 @@ def asked(chosen: random.Random, number: str) -> tuple[dict[str, Any], Expected]
         return body, Expected(refusal=(status, said))
     kind = chosen.choices(("words", "json", "perhaps"), (8, 2, 1))[0]
     # A few answers are more than sockets take from a server whose client does not read.
-    count = chosen.randrange(12) if chosen.random() < 0.98 else 150
+    count = chosen.randrange(12) if chosen.random() < 0.98 else 100
     messages = _messages(chosen, number, f"{kind} {count}")
     text = "".join(message["content"] for message in messages)
     whole = answer(text)
@@ -124,7 +124,7 @@ def _messages(chosen: random.Random, number: str, task: str) -> list[dict[str, s
     if chosen.random() < 0.3:
         messages.append({"role": "user", "content": f"{number[:2]} first words 3"})
         messages.append({"role": "assistant", "content": "over old stones"})
-    filler = "long é " * 150 if chosen.random() < 0.05 else ""
+    filler = "long é " * 80 if chosen.random() < 0.05 else ""
     messages.append({"role": "user", "content": f"{filler}{number} {task}"})
     return messages
 
