@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from llama_cpp import llama_cpp as llama
 
-from localrun.engine.runner import LogitsWanted
+from localrun.engine.runner import BatchItem, SequenceId
+
+_INTEGERS = ctypes.POINTER(ctypes.c_int32)
 
 
 class Batch:
@@ -26,38 +28,79 @@ class Batch:
         self._sequence_pointers = self._sequences.ctypes.data + 4 * np.arange(
             capacity, dtype=np.uintp
         )
-        integers = ctypes.POINTER(ctypes.c_int32)
         self.struct = llama.llama_batch(
             n_tokens=0,
-            token=self._tokens.ctypes.data_as(integers),
+            token=self._tokens.ctypes.data_as(_INTEGERS),
             embd=None,
-            pos=self._positions.ctypes.data_as(integers),
-            n_seq_id=self._one_each.ctypes.data_as(integers),
-            seq_id=self._sequence_pointers.ctypes.data_as(ctypes.POINTER(integers)),
+            pos=self._positions.ctypes.data_as(_INTEGERS),
+            n_seq_id=self._one_each.ctypes.data_as(_INTEGERS),
+            seq_id=self._sequence_pointers.ctypes.data_as(ctypes.POINTER(_INTEGERS)),
             logits=self._wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
         )
 
-    def clear(self) -> None:
-        self.struct.n_tokens = 0
-        self.rows = 0
+    def fill(self, items: Sequence[BatchItem], lengths: Mapping[SequenceId, int]) -> None:
+        """Put in ``items``, which the caller has made sure there is room for, in their order.
 
-    def add(self, sequence: int, start: int, tokens: Sequence[int], wanted: LogitsWanted) -> None:
-        """Append ``tokens`` of ``sequence`` at positions from ``start``. The caller has made room.
+        ``lengths`` are those of the sequences, to which the tokens are appended.
 
         Raises:
             OverflowError: a token id is no 32-bit integer.
         """
-        at = self.struct.n_tokens
-        end = at + len(tokens)
-        if end - at == 1:
-            self._tokens[at] = tokens[0]
-            self._positions[at] = start
-        else:
-            self._tokens[at:end] = tokens
-            self._positions[at:end] = np.arange(start, start + len(tokens))
-        self._sequences[at:end] = sequence
-        self._wanted[at:end] = wanted == "all"
-        if wanted != "none":
-            self._wanted[end - 1] = 1
-            self.rows += end - at if wanted == "all" else 1
-        self.struct.n_tokens = end
+        self.struct.n_tokens = self.rows = 0
+        if all(len(item.tokens) == 1 for item in items):
+            self._fill_with_one_each(items, lengths)
+            return
+        starts = dict(lengths)
+        at = 0
+        for item in items:
+            count, start = len(item.tokens), starts[item.sequence]
+            end = at + count
+            self._tokens[at:end] = item.tokens
+            self._positions[at:end] = np.arange(start, start + count)
+            self._sequences[at:end] = item.sequence
+            self._wanted[at:end] = item.logits == "all"
+            if item.logits != "none":
+                self._wanted[end - 1] = 1
+                self.rows += count if item.logits == "all" else 1
+            starts[item.sequence] = start + count
+            at = end
+        self.struct.n_tokens = at
+
+    def _fill_with_one_each(
+        self, items: Sequence[BatchItem], lengths: Mapping[SequenceId, int]
+    ) -> None:
+        count = len(items)
+        sequences = [item.sequence for item in items]
+        wanted = [item.logits != "none" for item in items]
+        self._tokens[:count] = [item.tokens[0] for item in items]
+        self._positions[:count] = [lengths[sequence] for sequence in sequences]
+        self._sequences[:count] = sequences
+        self._wanted[:count] = wanted
+        self.rows = sum(wanted)
+        self.struct.n_tokens = count
+
+
+def rows_of(items: Sequence[BatchItem]) -> list[int]:
+    """How many rows of logits each item brings."""
+    return [
+        len(item.tokens) if item.logits == "all" else int(item.logits == "last") for item in items
+    ]
+
+
+class SharedToken:
+    """A batch of one token that belongs to two sequences."""
+
+    def __init__(self, position: int, first: SequenceId, second: SequenceId) -> None:
+        self._token, self._position, self._count = (ctypes.c_int32(n) for n in (0, position, 2))
+        self._sequences = (ctypes.c_int32 * 2)(first, second)
+        self._pointers = (_INTEGERS * 1)(ctypes.cast(self._sequences, _INTEGERS))
+        self._wanted = ctypes.c_int8(0)
+        self.struct = llama.llama_batch(
+            n_tokens=1,
+            token=ctypes.pointer(self._token),
+            embd=None,
+            pos=ctypes.pointer(self._position),
+            n_seq_id=ctypes.pointer(self._count),
+            seq_id=self._pointers,
+            logits=ctypes.pointer(self._wanted),
+        )

@@ -7,14 +7,15 @@ import threading
 import time
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Final
+from itertools import pairwise
+from typing import Any, Final
 
 import numpy as np
 from llama_cpp import llama_cpp as llama
 from numpy.typing import NDArray
 
 from localrun.backends.llamacpp.abort import AbortFlag
-from localrun.backends.llamacpp.batch import Batch
+from localrun.backends.llamacpp.batch import Batch, rows_of
 from localrun.backends.llamacpp.buffers import Buffers
 from localrun.backends.llamacpp.library import (
     embeddings_address,
@@ -23,6 +24,7 @@ from localrun.backends.llamacpp.library import (
     problem,
     version,
 )
+from localrun.backends.llamacpp.sequences import NO_ROOM, Sequences
 from localrun.backends.llamacpp.threadpool import ThreadPool
 from localrun.backends.llamacpp.vocabulary import read_vocabulary, tokenize
 from localrun.engine.rows import NumpyLogits
@@ -40,7 +42,6 @@ from localrun.errors import EngineError
 from localrun.plan.plan import Execution
 
 _ABORTED = 2  # llama_decode's answer when the abort callback said so (llama.h)
-_NO_ROOM = 1
 # enum llama_pooling_type (llama.h); 0 is none and 4 a score, which is no embedding
 _POOLING: Final[dict[str, Pooling]] = {"1": "mean", "2": "cls", "3": "last"}
 # Tokens of a text that are computed at once: each brings a row of logits that nobody reads.
@@ -50,9 +51,8 @@ _EMBEDDED: Final = 32
 class LlamaCppRunner:
     """Implements ``localrun.engine.runner.ModelRunner``; owns ``model`` and ``context``.
 
-    After a failed or aborted forward every sequence of the batch is cut back to what it held. A
-    recurrent state cannot be cut: such a sequence is emptied and takes no further token before
-    ``truncate`` was asked what is left of it.
+    After a failed or aborted forward every sequence of the batch is cut back to what it held, or
+    emptied where the memory cannot be cut (``Sequences``).
     """
 
     def __init__(self, model: int, context: int, buffers: Buffers, execution: Execution) -> None:
@@ -61,11 +61,9 @@ class LlamaCppRunner:
         self._buffers = buffers
         self._vocab = _present(llama.llama_model_get_vocab(model))
         self._vocab_size = llama.llama_vocab_n_tokens(self._vocab)
-        self._memory = _present(llama.llama_get_memory(context))
-        self._window: int = llama.llama_model_n_swa(model)
+        self._streams = execution.parallel > 1
+        self._held = Sequences(model, context, streams=self._streams)
         self._width: int = llama.llama_model_n_embd_out(model)
-        self._lengths: dict[SequenceId, int] = {}
-        self._emptied: set[SequenceId] = set()
         self._batch = Batch(llama.llama_n_batch(context))
         self._abort = AbortFlag()
         self._abort.attach(context)
@@ -78,7 +76,7 @@ class LlamaCppRunner:
         self._forward_s = 0.0
         self._view: tuple[tuple[int, int], NDArray[np.float32]] | None = None
         exact = not (llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model))
-        sequences = llama.llama_n_seq_max(context)
+        sequences = self._held.limit
         kept = sum(terms.get("kv", 0) for terms in buffers.parts.values())
         self._numerics = f"{version()}, {execution.kv_type}, flash {execution.flash_attention}"
         self.capabilities = Capabilities(
@@ -110,75 +108,68 @@ class LlamaCppRunner:
             return tokenize(self._vocab, text, add_special=add_special, parse_special=parse_special)
 
     def new_sequence(self) -> SequenceId:
-        self._open()
-        for at in range(self.capabilities.max_sequences):
-            sequence = SequenceId(at)
-            if sequence not in self._lengths:
-                self._lengths[sequence] = 0
-                return sequence
-        raise EngineError(f"all {self.capabilities.max_sequences} sequences are in use")
+        return self._sequences().new()
 
     def fork(self, sequence: SequenceId) -> SequenceId:
-        length = self._length(sequence)
-        copy = self.new_sequence()
-        llama.llama_memory_seq_cp(self._memory, sequence, copy, -1, -1)
-        self._lengths[copy] = length
-        return copy
+        return self._sequences().fork(sequence)
 
     def free(self, sequence: SequenceId) -> None:
-        self._length(sequence)
-        llama.llama_memory_seq_rm(self._memory, sequence, -1, -1)
-        del self._lengths[sequence]
-        self._emptied.discard(sequence)
+        self._sequences().free(sequence)
 
     def truncate(self, sequence: SequenceId, length: int) -> int:
-        if length < self._length(sequence):
-            self._lengths[sequence] = self._cut(sequence, max(0, length))
-        self._emptied.discard(sequence)
-        return self._lengths[sequence]
+        return self._sequences().truncate(sequence, length)
 
     def checkpoint(self, sequence: SequenceId) -> None:
         """Marks nothing: a cache that can roll back here can do so to any position."""
-        self._length(sequence)
+        self._sequences().length(sequence)
 
     def rollback(self, sequence: SequenceId, count: int) -> None:
         """Raises EngineError when the cache could not; the sequence is empty then."""
-        wanted = self._length(sequence) - count
-        if count < 0 or wanted < 0 or self.truncate(sequence, wanted) != wanted:
+        held = self._sequences()
+        wanted = held.length(sequence) - count
+        if count < 0 or wanted < 0 or held.truncate(sequence, wanted) != wanted:
             raise EngineError(f"{count} tokens of sequence {sequence} cannot be taken back")
 
     def save(self, sequence: SequenceId) -> bytes:
-        self._length(sequence)
-        size = llama.llama_state_seq_get_size(self._open(), sequence)
-        buffer = (ctypes.c_uint8 * size)()
-        written = llama.llama_state_seq_get_data(self._open(), buffer, size, sequence)
-        if written == 0:
-            raise EngineError(f"the state of sequence {sequence} could not be copied")
-        return bytes(memoryview(buffer)[:written])
+        return self._sequences().save(sequence)
 
     def restore(self, state: bytes) -> SequenceId:
         """Raises EngineError when ``state`` is not of this model, or no room is left for it."""
-        sequence = self.new_sequence()
-        source = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
-        forget_problem()
-        read = llama.llama_state_seq_set_data(self._open(), source, len(state), sequence)
-        if read == 0:
-            self.free(sequence)
-            raise EngineError(f"a saved sequence could not be restored: {problem()}")
-        self._lengths[sequence] = llama.llama_memory_seq_pos_max(self._memory, sequence) + 1
-        return sequence
+        return self._sequences().restore(state)
 
     def forward(self, batch: Sequence[BatchItem]) -> Logits:
         context = self._open()
+        if self._streams and any(a.sequence > b.sequence for a, b in pairwise(batch)):
+            return self._forward_in_order(context, batch)
         start = self._decode(context, batch)
         rows = self._rows(context)
         self._forward_s += time.perf_counter() - start
         return NumpyLogits(rows)
 
-    def _decode(self, context: int, batch: Sequence[BatchItem]) -> float:
+    def _forward_in_order(self, context: int, batch: Sequence[BatchItem]) -> Logits:
+        """Streams that are neighbours are computed together, if they come in their order."""
+        order = sorted(range(len(batch)), key=lambda at: batch[at].sequence)
+        items = [batch[at] for at in order]
+        start = self._decode(context, items)
+        ends = np.cumsum(rows_of(items))
+        counts = rows_of(batch)
+        places = {at: int(end) for at, end in zip(order, ends, strict=True)}
+        wanted = [
+            row for at, count in enumerate(counts) for row in range(places[at] - count, places[at])
+        ]
+        rows = self._rows(context)[wanted]
+        self._forward_s += time.perf_counter() - start
+        return NumpyLogits(rows)
+
+    def _decode(self, context: int, items: Sequence[BatchItem]) -> float:
         """Run one step, or leave every sequence as it was; returns when it began."""
-        before = {item.sequence: self._length(item.sequence) for item in batch}
-        after = self._fill(batch, before)
+        held = self._held
+        before = held.lengths([item.sequence for item in items])
+        after = self._checked(items, before)
+        try:
+            self._batch.fill(items, before)
+        except OverflowError as error:
+            raise EngineError(f"a token id is out of range: {error}") from error
         forget_problem()
         self._abort.arm()
         start = time.perf_counter()
@@ -187,12 +178,12 @@ class LlamaCppRunner:
         finally:
             self._abort.disarm()
         if code != 0:
-            self._undo(before)
+            held.restore_lengths(before)
             if code == _ABORTED:
                 raise ForwardAborted
-            reason = "no room is left in the context" if code == _NO_ROOM else problem()
+            reason = "no room is left in the context" if code == NO_ROOM else problem()
             raise EngineError(f"llama.cpp could not compute a step: {reason}")
-        self._lengths.update(after)
+        held.lengthen(after)
         self._steps += 1
         self._tokens += self._batch.struct.n_tokens
         return start
@@ -213,11 +204,8 @@ class LlamaCppRunner:
             for at in range(0, len(text), _EMBEDDED):
                 part = text[at : at + _EMBEDDED]
                 self._decode(context, [BatchItem(sequence, part, "all")])
-                array = (ctypes.c_float * (len(part) * self._width)).from_address(
-                    embeddings_address(context)
-                )
-                states[at : at + len(part)] = np.frombuffer(array, np.float32).reshape(
-                    len(part), self._width
+                states[at : at + len(part)] = _floats(
+                    embeddings_address(context), len(part), self._width
                 )
         finally:
             self.free(sequence)
@@ -262,36 +250,27 @@ class LlamaCppRunner:
             raise EngineError("the model is closed")
         return self._context
 
-    def _length(self, sequence: SequenceId) -> int:
+    def _sequences(self) -> Sequences:
         self._open()
-        try:
-            return self._lengths[sequence]
-        except KeyError:
-            raise EngineError(f"sequence {sequence} does not exist") from None
+        return self._held
 
-    def _fill(
-        self, batch: Sequence[BatchItem], before: dict[SequenceId, int]
+    def _checked(
+        self, items: Sequence[BatchItem], before: dict[SequenceId, int]
     ) -> dict[SequenceId, int]:
-        """Write the batch; returns the lengths it leads to."""
-        self._batch.clear()
+        """The lengths that a step of ``items`` leads to."""
         room = self._batch.capacity
         after = dict(before)
-        for item in batch:
-            if item.sequence in self._emptied:
-                raise EngineError(f"sequence {item.sequence} lost its tokens in a failed step")
-            count, start = len(item.tokens), after[item.sequence]
+        for item in items:
+            count = len(item.tokens)
             room -= count
             if count == 0 or room < 0:
                 raise EngineError(f"a step takes 1 to {self._batch.capacity} tokens")
-            if start + count > self.capabilities.n_ctx:
+            length = after[item.sequence] + count
+            if length > self.capabilities.n_ctx:
                 raise EngineError(
-                    f"{start + count} tokens do not fit a context of {self.capabilities.n_ctx}"
+                    f"{length} tokens do not fit a context of {self.capabilities.n_ctx}"
                 )
-            try:
-                self._batch.add(item.sequence, start, item.tokens, item.logits)
-            except OverflowError as error:
-                raise EngineError(f"a token id is out of range: {error}") from error
-            after[item.sequence] = start + count
+            after[item.sequence] = length
         return after
 
     def _rows(self, context: int) -> NDArray[np.float32]:
@@ -301,38 +280,21 @@ class LlamaCppRunner:
             return np.empty((0, self._vocab_size), np.float32)
         key = (logits_address(context), rows)
         if self._view is None or self._view[0] != key:
-            array = (ctypes.c_float * (rows * self._vocab_size)).from_address(key[0])
-            shaped = np.frombuffer(array, np.float32).reshape(rows, self._vocab_size)
-            shaped.flags.writeable = False
-            self._view = key, shaped
+            self._view = key, _floats(key[0], rows, self._vocab_size)
         return self._view[1]
 
-    def _undo(self, before: dict[SequenceId, int]) -> None:
-        for sequence, length in before.items():
-            self._lengths[sequence] = self._cut(sequence, length)
-            if self._lengths[sequence] < length:
-                self._emptied.add(sequence)
 
-    def _cut(self, sequence: SequenceId, length: int) -> int:
-        """Drop what lies from ``length`` on; returns what is left, which may be nothing."""
-        if llama.llama_memory_seq_rm(self._memory, sequence, length or -1, -1) and (
-            length == 0 or self._window_reaches(sequence, length)
-        ):
-            return length
-        llama.llama_memory_seq_rm(self._memory, sequence, -1, -1)
-        return 0
-
-    def _window_reaches(self, sequence: SequenceId, length: int) -> bool:
-        """Whether a sliding window before ``length`` is still whole."""
-        if self._window == 0:
-            return True
-        oldest: int = llama.llama_memory_seq_pos_min(self._memory, sequence)
-        return 0 <= oldest <= max(0, length - self._window)
+def _floats(address: int, rows: int, width: int) -> NDArray[np.float32]:
+    """The library's own ``[rows, width]`` there, not copied."""
+    array: Any = (ctypes.c_float * (rows * width)).from_address(address)
+    shaped: NDArray[np.float32] = np.frombuffer(array, np.float32).reshape(rows, width)
+    shaped.flags.writeable = False
+    return shaped
 
 
 def _present(pointer: int | None) -> int:
     if pointer is None:
-        raise EngineError("this model has no tokens or no memory to generate with")
+        raise EngineError("this model has no tokens to generate with")
     return pointer
 
 

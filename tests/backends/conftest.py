@@ -23,10 +23,18 @@ def load_model(smollm2_path: Path) -> Callable[..., ModelRunner]:
     from localrun.backends.llamacpp.backend import load
 
     def load_files(
-        *files: Path, n_ctx: int = 256, ubatch: int = 64, kv: KvType = "f16", mmap: bool = True
+        *files: Path,
+        n_ctx: int = 256,
+        ubatch: int = 64,
+        kv: KvType = "f16",
+        mmap: bool = True,
+        parallel: int = 1,
+        threads: int = 1,
     ) -> ModelRunner:
         paths = tuple(str(file) for file in files or (smollm2_path,))
-        execution = Execution(n_ctx, ubatch, kv, 1, 1, mmap, gpu_layers=0)
+        execution = Execution(
+            n_ctx, ubatch, kv, threads, threads, mmap, gpu_layers=0, parallel=parallel
+        )
         return load(bare_plan(execution, paths))
 
     return load_files

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -14,6 +14,15 @@ from localrun.errors import EngineError
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog does not mind at all."
 # Equal bit for bit on x86 today; another split of a batch may take another kernel elsewhere.
 TOLERANCE = 0.05
+
+
+@pytest.fixture(scope="module", params=[1, 3], ids=["one stream", "three streams"])
+def shared_runner(
+    request: pytest.FixtureRequest, load_model: Callable[..., ModelRunner]
+) -> Iterator[ModelRunner]:
+    runner = load_model(parallel=request.param)
+    yield runner
+    runner.close()
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +111,38 @@ def by_forking(runner: ModelRunner, tokens: list[int]) -> SequenceId:
     return copy
 
 
+def by_forking_a_fork(runner: ModelRunner, tokens: list[int]) -> SequenceId:
+    sequence = runner.new_sequence()
+    feed(runner, sequence, tokens[:-1])
+    copy = runner.fork(sequence)
+    runner.free(sequence)
+    return runner.fork(copy)
+
+
+def by_forking_before_another_takes_its_place(runner: ModelRunner, tokens: list[int]) -> SequenceId:
+    other = runner.new_sequence()
+    feed(runner, other, tokens[::-1])
+    state = runner.save(other)
+    runner.free(other)
+    sequence = runner.new_sequence()
+    feed(runner, sequence, tokens[:-1])
+    copy = runner.fork(sequence)
+    runner.free(sequence)
+    assert runner.restore(state) == sequence  # the same cells, before any step
+    return copy
+
+
+def by_saving_a_fork(runner: ModelRunner, tokens: list[int]) -> SequenceId:
+    sequence = runner.new_sequence()
+    feed(runner, sequence, tokens)
+    copy = runner.fork(sequence)
+    runner.truncate(copy, len(tokens) - 1)
+    state = runner.save(copy)
+    runner.free(copy)
+    runner.free(sequence)
+    return runner.restore(state)
+
+
 def by_rolling_back(runner: ModelRunner, tokens: list[int]) -> SequenceId:
     sequence = runner.new_sequence()
     feed(runner, sequence, tokens[:-1])
@@ -130,7 +171,17 @@ def after_a_refusal(runner: ModelRunner, tokens: list[int]) -> SequenceId:
 
 
 @pytest.mark.parametrize(
-    "reach", [by_truncating, by_forking, by_rolling_back, by_saving, after_a_refusal]
+    "reach",
+    [
+        by_truncating,
+        by_forking,
+        by_forking_a_fork,
+        by_forking_before_another_takes_its_place,
+        by_rolling_back,
+        by_saving,
+        by_saving_a_fork,
+        after_a_refusal,
+    ],
 )
 def test_the_next_logits_are_those_of_a_fresh_computation(
     runner: ModelRunner,
@@ -182,7 +233,7 @@ def test_what_cannot_be_done_is_refused_and_changes_nothing(
         "rolling back more than there is": lambda: runner.rollback(sequence, len(tokens)),
         "a state that is none": lambda: runner.restore(b"\x07" * 64),
         "a state cut short": lambda: runner.restore(runner.save(sequence)[:100]),
-        "freeing twice": lambda: runner.free(SequenceId(3)),
+        "freeing twice": lambda: runner.free(SequenceId(2)),
     }
     for attempt in refused.values():
         with pytest.raises(EngineError):
@@ -199,8 +250,9 @@ def test_a_full_context_is_an_error_and_the_sequence_stays(
         runner.forward([BatchItem(sequence, [5] * limits.max_tokens, "none")])
     with pytest.raises(EngineError, match=f"context of {limits.n_ctx}"):
         runner.forward([BatchItem(sequence, [5])])
-    with pytest.raises(EngineError, match="no room"):
-        runner.forward([BatchItem(other, tokens)])
+    if limits.n_cells == limits.n_ctx:
+        with pytest.raises(EngineError, match="no room"):
+            runner.forward([BatchItem(other, tokens)])
     assert runner.truncate(sequence, 100) == 100
     assert runner.forward([BatchItem(other, tokens)]).rows == 1
 
@@ -208,7 +260,7 @@ def test_a_full_context_is_an_error_and_the_sequence_stays(
 @pytest.fixture
 def uncuttable(runner: ModelRunner, monkeypatch: pytest.MonkeyPatch) -> ModelRunner:
     """The library answers as it does for recurrent models: a sequence goes whole or not at all."""
-    from localrun.backends.llamacpp import runner as module
+    from localrun.backends.llamacpp import sequences as module
 
     remove = module.llama.llama_memory_seq_rm
 
