@@ -16,6 +16,7 @@ from jsonschema import Draft202012Validator
 
 Schema = dict[str, Any]
 
+LEVELS = 3
 _FORMATS = ("date", "date-time", "time", "email", "ipv4", "uuid", "hostname")
 _PATTERNS = (
     "^[a-z]{1,8}$",
@@ -110,11 +111,14 @@ class _Maker:
 def bounded(schema: Any, *, closed: bool = True) -> Any:
     """The schema with an end for what it leaves open, as small models rarely find one: strings of
     40 characters, lists of 2, integers below 1,000, 2 decimals, no properties but the named (where
-    an ``allOf`` does not bring others)."""
+    an ``allOf`` does not bring others), definitions within themselves ``LEVELS`` deep."""
     if schema is True:
         return {"type": "boolean"}
     if not isinstance(schema, dict):
         return schema
+    for place in ("$defs", "definitions"):
+        if place in schema:
+            schema = _unrolled(schema, place)
     closed = closed and "allOf" not in schema
     made = {key: _bounded_part(key, value, closed) for key, value in schema.items()}
     kinds = schema.get("type", ())
@@ -131,6 +135,26 @@ def bounded(schema: Any, *, closed: bool = True) -> Any:
     elif "object" in kinds:
         made = {"additionalProperties": {"type": "boolean"}, "maxProperties": 2, **made}
     return made
+
+
+def _unrolled(schema: Schema, place: str) -> Schema:
+    """Each definition once a level, where it refers to those of the next; null follows the last."""
+    levels = {
+        f"{name}-{level}": _referring(definition, level + 1)
+        for name, definition in schema[place].items()
+        for level in range(LEVELS)
+    }
+    return {**_referring({key: schema[key] for key in schema if key != place}, 0), place: levels}
+
+
+def _referring(part: Any, level: int) -> Any:
+    if isinstance(part, list):
+        return [_referring(item, level) for item in part]
+    if not isinstance(part, dict):
+        return part
+    if "$ref" in part:
+        return {"$ref": f"{part['$ref']}-{level}"} if level < LEVELS else {"type": "null"}
+    return {key: _referring(value, level) for key, value in part.items()}
 
 
 def _bounded_part(key: str, value: Any, closed: bool) -> Any:
