@@ -69,6 +69,8 @@ def our_command(plan: Plan) -> tuple[str, ...]:
         "--threads": execution.threads,
         "--kv-type": execution.kv_type,
         "--port": "auto",
+        # Theirs guesses nothing ahead either; texts that ignore their end repeat themselves.
+        "--speculation": "off",
     }
     words = [str(word) for pair in flags.items() for word in pair]
     return (sys.executable, "-P", "-m", "localrun.cli", "serve", plan.ref, *words)

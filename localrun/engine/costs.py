@@ -12,7 +12,7 @@ from typing import Final
 
 from localrun.engine.pace import RowCosts
 
-# Running streams keep at least half their speed while a prompt is read, whatever its length.
+# A running stream keeps at least half its speed while one prompt is read, whatever its length.
 STRETCH: Final = 2.0
 LEAST_CHUNK: Final = 16
 # Before anything was measured beside running streams.
@@ -36,14 +36,18 @@ class StepCosts:
         if alone is not None:
             self._per_token.append(max(seconds - alone, 0.0) / chunk)
 
-    def chunk(self, rows: int, most: int) -> int:
-        """How many tokens of prompts may join a step of ``rows``; at most ``most``."""
+    def chunk(self, rows: int, most: int, prompts: int = 1) -> int:
+        """How many tokens of prompts may join a step of ``rows``; at most ``most``.
+
+        The more ``prompts`` wait for each running stream, the longer the streams wait for them:
+        those without their first token count as much as those without their next.
+        """
         if rows == 0:
             return most
         alone = self.rows.seconds(rows)
         if alone is None or not self._per_token:
             return min(most, _FIRST_CHUNK)
-        room = (STRETCH - 1.0) * alone
+        room = (STRETCH * (1.0 + (prompts - 1) / rows) - 1.0) * alone
         fits = int(room / max(median(self._per_token), 1e-9))
         # Whole multiples: kernels work in tiles, and fewer shapes of a step are seen.
         return min(most, max(LEAST_CHUNK, fits // LEAST_CHUNK * LEAST_CHUNK))

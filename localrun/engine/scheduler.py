@@ -232,13 +232,14 @@ class Scheduler:
         most = max(0, min(self._most_drafts, limit.max_tokens // max(len(decoding), 1) - 1))
         works = [each.next(most) for each in decoding[: limit.max_tokens]]
         used = sum(len(work.tokens) for work in works)
-        room = self._costs.chunk(used, limit.max_tokens - used)
+        room = self._costs.chunk(used, limit.max_tokens - used, len(reading))
         return works + self._chunks(reading, room)
 
     def _compose_in_turns(self, decoding: list[Sequence], reading: list[Sequence]) -> list[Work]:
         """Those who waited longest come first: ``_turn`` has put them there."""
         chosen = self._active[: self._limits.max_batch]
-        room = self._costs.chunk(len(decoding), self._limits.max_tokens - len(chosen))
+        most = self._limits.max_tokens - len(chosen)
+        room = self._costs.chunk(len(decoding), most, len(reading))
         share = max(1, room // max(1, sum(each in reading for each in chosen)))
         works = [
             each.next(self._most_drafts if len(chosen) == 1 else 0)
