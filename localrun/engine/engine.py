@@ -308,7 +308,10 @@ class Engine:
         for _, future in self._jobs:
             if future.set_running_or_notify_cancel():
                 future.set_exception(EngineError(error or "the engine is closed"))
-        self._on_step()
+        # An engine's process ends by a defect, too: that is told better by its parent, who counts
+        # such ends and lets restarts wait.
+        if error is None:
+            self._on_step()
         if self._started and error is None:
             self._cache.close()
         if self._drafting is not None:
