@@ -228,7 +228,7 @@ async def test_an_engine_is_ended_when_it_makes_no_step_and_never_for_being_slow
 
 
 async def test_a_child_without_work_is_not_looked_after() -> None:
-    async with started("mock:echo", hang_timeout_s=0.05) as engine:
+    async with started("mock:echo", hang_timeout_s=0.8) as engine:
         assert await said(engine) == "hello"
         child = engine._child
         assert child is not None
