@@ -28,6 +28,7 @@ TURN = 40
 BYTES_A_REQUEST = 1024
 # A part of the run during which caches, pools and arenas grow to what they need.
 WARM_UP = 0.25
+FEWEST_SAMPLES = 8
 SETTLE_S = 20.0
 # glibc keeps what threads have freed in as many arenas, and large blocks in them once it has seen
 # some: both grow by chance for thousands of requests, and hide a leak of a kilobyte.
@@ -113,7 +114,7 @@ async def soak(minutes: float, seed: int) -> dict[str, Any]:
         clients = [Client(server.port, CLIENTS * seed + each, tally) for each in range(CLIENTS)]
         began = time.monotonic()
         base: dict[str, int] = {}
-        while not samples or time.monotonic() - began < minutes * 60:
+        while len(samples) < 2 or time.monotonic() - began < minutes * 60:
             await asyncio.gather(*(client.ask(TURN) for client in clients))
             for client in clients:
                 await client.close()
@@ -144,20 +145,17 @@ WHO = ("server", "child")
 
 
 def growth(at: Sequence[int], rss: Sequence[int]) -> dict[str, Any]:
-    """Bytes a request, by least squares and by the medians of an early and a late window, once
-    warm; ``rss`` was sampled after so many requests as ``at`` says."""
-    skipped = min(int(len(at) * WARM_UP), len(at) - 2)
-    x, y = at[max(skipped, 0) :], rss[max(skipped, 0) :]
-    if len(x) < 2:
-        return {"slope": 0.0, "drift": 0.0, "first": rss[0], "last": rss[-1]}
-    third = max(len(x) // 3, 1)
+    """Bytes a request, by least squares and by the medians of an early and a late third, once warm;
+    ``rss`` was sampled after so many requests as ``at`` says. Two samples at least."""
+    warm = min(int(len(at) * WARM_UP), len(at) - 2)
+    x, y = at[warm:], rss[warm:]
+    third = -(-len(x) // 3)
     rise = statistics.median(y[-third:]) - statistics.median(y[:third])
     between = statistics.median(x[-third:]) - statistics.median(x[:third])
     return {
         "slope": statistics.linear_regression(x, y).slope,
         "drift": rise / between,
-        "first": y[0],
-        "last": y[-1],
+        "at": list(at),
         "samples": list(rss),
     }
 
@@ -166,6 +164,8 @@ def missed(report: dict[str, Any]) -> list[str]:
     """The bounds this run does not hold."""
     found = []
     for who, memory in report["memory"].items():
+        if len(memory["samples"]) < FEWEST_SAMPLES:
+            found.append(f"{who}: {len(memory['samples'])} samples tell no slope: run for longer")
         for how in ("slope", "drift"):
             if memory[how] > BYTES_A_REQUEST:
                 found.append(f"{who}: {memory[how]:.0f} bytes a request by {how}")
@@ -196,8 +196,9 @@ def show(report: dict[str, Any]) -> None:
         f"{tally['cached']} of them cached; states on disk {report['states_bytes'] / 1024:.0f} KiB"
     )
     for who, memory in report["memory"].items():
+        first, *_, last = [size / 2**20 for size in memory["samples"]]
         print(
-            f"{who:>6}: {memory['first'] / 2**20:.1f} to {memory['last'] / 2**20:.1f} MiB, "
+            f"{who:>6}: {first:.1f} to {last:.1f} MiB, "
             f"{memory['slope']:.0f} bytes a request by slope, {memory['drift']:.0f} by drift"
         )
     for name, last in report["last"].items():
