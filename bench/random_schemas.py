@@ -17,6 +17,7 @@ from jsonschema import Draft202012Validator
 Schema = dict[str, Any]
 
 LEVELS = 3
+_UNENFORCED = ("if", "then", "uniqueItems", "minProperties")
 _FORMATS = ("date", "date-time", "time", "email", "ipv4", "uuid", "hostname")
 _PATTERNS = (
     "^[a-z]{1,8}$",
@@ -111,7 +112,8 @@ class _Maker:
 def bounded(schema: Any, *, closed: bool = True) -> Any:
     """The schema with an end for what it leaves open, as small models rarely find one: strings of
     40 characters, lists of 2, integers below 1,000, 2 decimals, no properties but the named (where
-    an ``allOf`` does not bring others), definitions within themselves ``LEVELS`` deep."""
+    an ``allOf`` does not bring others), definitions within themselves ``LEVELS`` deep. Without the
+    keywords that no mask enforces."""
     if schema is True:
         return {"type": "boolean"}
     if not isinstance(schema, dict):
@@ -120,7 +122,11 @@ def bounded(schema: Any, *, closed: bool = True) -> Any:
         if place in schema:
             schema = _unrolled(schema, place)
     closed = closed and "allOf" not in schema
-    made = {key: _bounded_part(key, value, closed) for key, value in schema.items()}
+    made = {
+        key: _bounded_part(key, value, closed)
+        for key, value in schema.items()
+        if key not in _UNENFORCED
+    }
     kinds = schema.get("type", ())
     if "string" in kinds and not {"enum", "const"} & schema.keys():
         made["maxLength"] = max(schema.get("minLength", 0), min(schema.get("maxLength", 40), 40))
