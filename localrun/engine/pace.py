@@ -8,15 +8,20 @@ rows, and the number of guesses is the one that promises most tokens a second, o
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Sequence
-from statistics import median
+from itertools import accumulate
+from statistics import median, median_low
 from typing import Final
 
-_WINDOW: Final = 7
+# Steps of each number of rows that are remembered, and of all rows for the level: when that has
+# moved, most of the former must still be of before.
+_WINDOW: Final = 15
+_LATEST: Final = 5
 # What a further row is taken to cost before any was measured, in costs of the rows that were.
-_UNKNOWN: Final = 0.25
+_UNKNOWN: Final = 0.5
 # Guesses have to promise this much more than none: neither odds nor costs are exact.
 _GAIN: Final = 1.05
 # Guesses that do not pay at the costs last seen are tried all the same after so many steps on which
@@ -33,40 +38,59 @@ _HOPELESS: Final = 0.02
 
 
 class RowCosts:
-    """Seconds of a step by the number of its rows."""
+    """Seconds of a step by the number of its rows.
+
+    Other programs slow all steps alike, at times many times over. So what is kept of a step is how
+    it compares with the level of the latest ones, and a count of rows that was seen in a bad moment
+    is not taken for a dear one.
+    """
 
     def __init__(self) -> None:
-        self._rows: list[int] = []
         self._seen: dict[int, deque[float]] = {}
         self._usual: dict[int, float] = {}
+        # Counts that were seen, rising, and what they cost at level 1: more rows never cost less.
+        self._rows: list[int] = []
+        self._costs: list[float] = []
+        self._latest: deque[float] = deque([1.0], maxlen=_LATEST)
+        self._level = 1.0
+        self._spread = 0.0
 
     def observe(self, rows: int, seconds: float) -> None:
-        if rows not in self._seen:
-            self._seen[rows] = deque(maxlen=_WINDOW)
+        seen = self._seen.get(rows)
+        if seen is None:
+            seen = self._seen[rows] = deque(maxlen=_WINDOW)
             insort(self._rows, rows)
-        self._seen[rows].append(seconds)
-        self._usual[rows] = median(self._seen[rows])
+        elif usual := self._usual[rows]:
+            self._latest.append(seconds / usual)
+            level = self._level = median_low(self._latest) or 1.0
+            self._spread = median(abs(each - level) for each in self._latest) / level
+        seen.append(seconds / self._level)
+        self._usual[rows] = median(seen)
+        self._costs = list(accumulate((self._usual[each] for each in self._rows), max))
 
     def seconds(self, rows: int) -> float | None:
         """Between counts that were seen on a straight line, above them on that of all of them;
         None before any."""
-        usual = self._usual.get(rows)
-        if usual is not None or not self._rows:
-            return usual
+        if not self._rows:
+            return None
         at = bisect_left(self._rows, rows)
-        if at == 0:
-            return self._usual[self._rows[0]]
-        low = self._rows[at - 1]
+        if at < len(self._rows) and (at == 0 or self._rows[at] == rows):
+            return self._level * self._costs[at]
+        low, cost = self._rows[at - 1], self._costs[at - 1]
         if at < len(self._rows):
-            high = self._rows[at]
-            share = (rows - low) / (high - low)
-            return self._usual[low] * (1 - share) + self._usual[high] * share
-        first = self._rows[0]
-        if first == low:
-            each = _UNKNOWN * self._usual[low] / low
+            each = (self._costs[at] - cost) / (self._rows[at] - low)
+        elif at == 1:
+            each = _UNKNOWN * cost / low
         else:
-            each = max(0.0, self._usual[low] - self._usual[first]) / (low - first)
-        return self._usual[low] + each * (rows - low)
+            each = (cost - self._costs[0]) / (low - self._rows[0])
+        return self._level * (cost + each * (rows - low))
+
+    def at_most(self, rows: int) -> float | None:
+        """The same where it may be more: few steps of so many rows tell little while the machine is
+        not quiet."""
+        usual = self.seconds(rows)
+        steps = len(self._seen.get(rows, ())) or 0.5
+        return usual and usual * (1.0 + self._spread / math.sqrt(steps))
 
 
 class Pace:
@@ -82,6 +106,7 @@ class Pace:
         self._making = 0.0
         self._refused = 0
         self._wait = _FIRST_WAIT
+        self._trying = False
 
     def length(self, most: int, odds: Sequence[float] | None = None) -> int:
         """How many guesses to verify next, at most ``most``; 0 is a plain step.
@@ -89,20 +114,32 @@ class Pace:
         odds: for each guess at hand the chance that it is right if those before it are. None where
             guesses have yet to be made: then the time that takes counts, and the odds are as usual.
         """
-        making = 0.0
+        if most < 1:
+            return 0
         if odds is None:
-            odds, making = [self.rate] * most, self._making
-        elif not odds or most < 1:
-            return 0
-        chosen = self._best(odds, most, making)
-        if chosen or most < 1 or (making == 0.0 and odds[0] < _PROMISING):
+            chosen = self._best([self.rate] * most, self._making)
+            self._trying = not chosen and self._is_due()
+            return min(_TRIAL, most) if self._trying else chosen
+        odds = odds[:most]
+        if self._trying:
+            # What was made for a trial is tried, whatever its odds.
+            self._trying = False
+            return len(odds)
+        chosen = self._best(odds, 0.0)
+        if chosen or not odds or odds[0] < _PROMISING or not self._is_due():
             return chosen
+        return min(_TRIAL, len(odds))
+
+    def _is_due(self) -> bool:
+        """Whether a trial is, now that guesses were refused once more."""
+        if self._costs.seconds(1 + self._others) is None:
+            return False
         self._refused += 1
-        if self._refused < self._wait or self._costs.seconds(1 + self._others) is None:
-            return 0
+        if self._refused < self._wait:
+            return False
         self._refused = 0
         self._wait = min(2 * self._wait, _LONGEST_WAIT)
-        return min(_TRIAL, most, len(odds))
+        return True
 
     def observe(self, drafted: int, accepted: int, others: int, seconds: float) -> None:
         """One step of the sequence, in which other sequences had ``others`` tokens: of ``drafted``
@@ -122,7 +159,7 @@ class Pace:
             each = seconds / guesses
             self._making += (each - self._making) * (0.2 if self._making else 1.0)
 
-    def _best(self, odds: Sequence[float], most: int, making: float) -> int:
+    def _best(self, odds: Sequence[float], making: float) -> int:
         own = 1 + self._others
         plain = self._costs.seconds(own)
         if not plain:
@@ -130,12 +167,12 @@ class Pace:
         best, best_speed = 0, _GAIN * own / plain
         chance = 1.0
         tokens = float(own)
-        for count, right in enumerate(odds[:most], 1):
+        for count, right in enumerate(odds, 1):
             chance *= right
             if chance < _HOPELESS:
                 break
             tokens += chance
-            seconds = self._costs.seconds(own + count)
+            seconds = self._costs.at_most(own + count)
             assert seconds is not None
             speed = tokens / (seconds + making * count)
             if speed > best_speed:
