@@ -9,7 +9,7 @@ from localrun.models.spec import Group, ModelSpec
 from localrun.plan import work
 from localrun.plan.estimate import estimate
 from localrun.plan.hits import TYPICAL_SKEW
-from localrun.plan.memory import Parts, llamacpp_memory
+from localrun.plan.memory import Parts, llamacpp_memory, plain_attention
 from localrun.plan.placement import Assignment, Load
 from localrun.plan.plan import (
     Budget,
@@ -140,6 +140,9 @@ def execution(
         threads_max=threads,
         mmap=maps_files(found, spec),
         gpu_layers=choice.card_layers if made.cards else 0,
+        flash_attention=bool(made.cards)
+        or not found.engine.cells
+        or not plain_attention(spec, choice.kv_type, request.parallel),
         parallel=request.parallel,
         kv_on_device=choice.kv_on_cards,
         tensor_split=tuple(split) if len(split) > 1 else (),

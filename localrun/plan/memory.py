@@ -256,6 +256,19 @@ def sequences(parallel: int) -> int:
     return parallel if parallel > 1 else SEQUENCES
 
 
+def plain_attention(spec: ModelSpec, kv_type: KvType, parallel: int) -> bool:
+    """Whether several streams on the host compute attention as matrix products.
+
+    llama.cpp's flash attention sums on a CPU in one way for one token of one sequence, in another
+    for a few and in a third for 64, partly in 16 bits: a text would hang on which others are
+    computed beside it. Products sum alike for a stream among others and for the same one alone;
+    their scores take room.
+    """
+    simple = all(rows.kind in ("full", "sliding") for rows in spec.caches)
+    same = len({rows.elements for rows in spec.caches}) == 1
+    return parallel > 1 and kv_type == "f16" and simple and same and not spec.state_bytes
+
+
 def step_tokens(ubatch: int, n_ctx: int, parallel: int) -> int:
     """Tokens of the largest step: those of a micro-batch, as far as all streams hold them."""
     seats = sequences(parallel)
@@ -310,6 +323,8 @@ def _compute(spec: ModelSpec, execution: Execution, seats: Seats, uploaded: int)
     mask = cells(n_ctx) * (_HALF if flash else _FLOAT)
     floats = layer_floats(spec, here, scores=0 if flash else spec.heads * cells(n_ctx))
     body = tokens * (_masks(spec) * mask + floats * _FLOAT)
+    if not flash and _masks(spec) > 1:
+        body += tokens * spec.width * _FLOAT
     body += _states(spec, seated)
     if flash and execution.kv_type == "f32":
         # Flash attention reads 16-bit numbers: one layer's are converted at a time.
