@@ -87,7 +87,7 @@ def counts(sample: dict[str, Any]) -> dict[str, int]:
 
 async def rested(server: Server) -> dict[str, int]:
     """The counts once they do not change any more."""
-    found, before = counts(await server.sample()), {}
+    found, before = counts(await server.sample()), dict[str, int]()
     while found != before:
         await asyncio.sleep(0.5)
         found, before = counts(await server.sample()), found

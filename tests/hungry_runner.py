@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import resource
 from collections.abc import Sequence
 
 import psutil
 
 from localrun.engine.rows import NumpyLogits
-from localrun.engine.runner import BatchItem
+from localrun.engine.runner import BatchItem, ModelRunner
 from localrun.plan.plan import Plan
 from tests.mock_runner import MockRunner, echo
 
@@ -26,6 +27,19 @@ class HungryRunner(MockRunner):
 
 def starving(plan: Plan) -> MockRunner:
     """For ``EngineProcess``: from here on the process may grow by half of what a comma takes."""
-    held = psutil.Process().memory_info().vms
-    resource.setrlimit(resource.RLIMIT_AS, (held + GREED // 2, resource.RLIM_INFINITY))
+    _grow_by_at_most(GREED // 2)
     return HungryRunner(echo, n_ctx=plan.execution.n_ctx)
+
+
+def crowded_llama(plan: Plan) -> ModelRunner:
+    """llama.cpp in a process that may grow by as many MiB as ``plan.ref`` says."""
+    from localrun.backends.llamacpp.backend import load
+
+    importlib.import_module("llama_cpp")
+    _grow_by_at_most(int(plan.ref) << 20)
+    return load(plan)
+
+
+def _grow_by_at_most(size: int) -> None:
+    held = psutil.Process().memory_info().vms
+    resource.setrlimit(resource.RLIMIT_AS, (held + size, resource.RLIM_INFINITY))
