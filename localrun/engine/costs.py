@@ -1,22 +1,27 @@
 """Knows no runner and no clock: what steps have cost so far, and how much of a prompt one may take.
 
-A prompt beside running streams comes in chunks, so that a step with a chunk takes no more than
-``STRETCH`` times a step without. What both cost is measured, by the number of rows, as it goes.
+A prompt beside running streams comes in chunks, so that a step with a chunk takes about ``STRETCH``
+times a step without. What both cost is measured, by the number of rows, as it goes.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from statistics import median
+from collections.abc import Sequence
 from typing import Final
 
 from localrun.engine.pace import RowCosts
 
-# A running stream keeps at least half its speed while one prompt is read, whatever its length.
+# A running stream keeps about half its speed while a prompt is read, whatever its length.
 STRETCH: Final = 2.0
-LEAST_CHUNK: Final = 16
-# Before anything was measured beside running streams.
-_FIRST_CHUNK: Final = 32
+# However dear a prompt's tokens are: it has to come to an end.
+LEAST_CHUNK: Final = 8
+# Before anything was measured.
+_FIRST_CHUNK: Final = 16
+# Prompts that are read in less are short. They may stretch a step by so much: many at once are
+# better served together than one after the other, and a reader hardly sees such a pause.
+SHORT_S: Final = 0.5
+PAUSE_S: Final = 0.25
 _WINDOW: Final = 9
 
 
@@ -33,21 +38,25 @@ class StepCosts:
             self.rows.observe(rows, seconds)
             return
         alone = self.rows.seconds(rows) if rows else 0.0
-        if alone is not None:
-            self._per_token.append(max(seconds - alone, 0.0) / chunk)
+        if alone is None:
+            # A row costs at least what a prompt's token does.
+            alone, chunk = 0.0, rows + chunk
+        self._per_token.append(max(seconds - alone, 0.0) / chunk)
 
-    def chunk(self, rows: int, most: int, prompts: int = 1) -> int:
+    def chunk(self, rows: int, most: int, waiting: Sequence[int] = (1 << 62,)) -> int:
         """How many tokens of prompts may join a step of ``rows``; at most ``most``.
 
-        The more ``prompts`` wait for each running stream, the longer the streams wait for them:
-        those without their first token count as much as those without their next.
+        ``waiting`` are the tokens that the prompts yet lack.
         """
         if rows == 0:
             return most
-        alone = self.rows.seconds(rows)
-        if alone is None or not self._per_token:
+        if not self._per_token:
             return min(most, _FIRST_CHUNK)
-        room = (STRETCH * (1.0 + (prompts - 1) / rows) - 1.0) * alone
-        fits = int(room / max(median(self._per_token), 1e-9))
-        # Whole multiples: kernels work in tiles, and fewer shapes of a step are seen.
-        return min(most, max(LEAST_CHUNK, fits // LEAST_CHUNK * LEAST_CHUNK))
+        # A neighbour makes steps longer and nothing makes them shorter: not the median.
+        each = max(sorted(self._per_token)[len(self._per_token) // 3], 1e-9)
+        alone = self.rows.seconds(rows)
+        room = (STRETCH - 1.0) * (rows * each if alone is None else alone)
+        if min(waiting, default=0) * each <= SHORT_S:
+            room = max(room, PAUSE_S)
+        # Whole multiples: fewer shapes of a step are seen.
+        return min(most, max(LEAST_CHUNK, int(room / each) // LEAST_CHUNK * LEAST_CHUNK))

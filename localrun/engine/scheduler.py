@@ -232,14 +232,14 @@ class Scheduler:
         most = max(0, min(self._most_drafts, limit.max_tokens // max(len(decoding), 1) - 1))
         works = [each.next(most) for each in decoding[: limit.max_tokens]]
         used = sum(len(work.tokens) for work in works)
-        room = self._costs.chunk(used, limit.max_tokens - used, len(reading))
+        room = self._costs.chunk(used, limit.max_tokens - used, [each.missing for each in reading])
         return works + self._chunks(reading, room)
 
     def _compose_in_turns(self, decoding: list[Sequence], reading: list[Sequence]) -> list[Work]:
         """Those who waited longest come first: ``_turn`` has put them there."""
         chosen = self._active[: self._limits.max_batch]
         most = self._limits.max_tokens - len(chosen)
-        room = self._costs.chunk(len(decoding), most, len(reading))
+        room = self._costs.chunk(len(decoding), most, [each.missing for each in reading])
         share = max(1, room // max(1, sum(each in reading for each in chosen)))
         works = [
             each.next(self._most_drafts if len(chosen) == 1 else 0)
@@ -259,23 +259,22 @@ class Scheduler:
         return self._chunk(sequence, self._limits.max_tokens)
 
     def _chunks(self, reading: list[Sequence], room: int) -> list[Work]:
-        """Prompts by rank; the shortest gets half of the room first, so that a long one does not
-        hold up a short one, the oldest gets the rest."""
+        """Prompts by rank, the shortest first; but where that is not the oldest, the oldest gets
+        half of the room, so that it comes to an end too."""
         if not reading or room < 1:
             return []
-        best = min(map(rank, reading))
-        first = [each for each in reading if rank(each) == best]
-        shortest = min(first, key=lambda each: each.missing)
-        order = [shortest, *(each for each in reading if each is not shortest)]
-        order[1:] = sorted(order[1:], key=rank)
+        order = sorted(reading, key=lambda each: (rank(each), each.missing))
+        oldest = next(each for each in reading if rank(each) == rank(order[0]))
         works = []
-        for at, sequence in enumerate(order):
-            share = room // 2 if at == 0 and len(order) > 1 and room > 1 else room
-            work = self._chunk(sequence, share)
-            works.append(work)
-            room -= len(work.tokens)
+        if oldest is not order[0]:
+            order.remove(oldest)
+            works.append(self._chunk(oldest, max(1, room // 2)))
+            room -= len(works[0].tokens)
+        for sequence in order:
             if room < 1:
                 break
+            works.append(self._chunk(sequence, room))
+            room -= len(works[-1].tokens)
         return works
 
     def _chunk(self, sequence: Sequence, limit: int) -> Work:

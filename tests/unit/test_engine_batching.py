@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from localrun.engine.costs import LEAST_CHUNK, STRETCH, StepCosts
+from localrun.engine.costs import LEAST_CHUNK, PAUSE_S, SHORT_S, STRETCH, StepCosts
 from localrun.engine.engine import Engine
 from localrun.engine.generation import Generation
 from localrun.engine.limits import MAX_WAITING
@@ -151,25 +151,41 @@ def test_a_long_prompt_leaves_no_running_stream_out_of_a_step() -> None:
     assert all(sorted(len(item.tokens) for item in batch)[:2] == [1, 1] for batch in beside)
 
 
-def test_a_chunk_beside_running_streams_takes_about_the_time_of_their_step() -> None:
+def measured(rows: int, step_s: float, token_s: float) -> StepCosts:
     costs = StepCosts()
-    assert costs.chunk(0, 512) == 512
     for _ in range(5):
-        costs.observe(7, 0, 0.040)
-        costs.observe(7, 64, 0.040 + 64 * 0.0004)
+        costs.observe(rows, 0, step_s)
+        costs.observe(rows, 64, step_s + 64 * token_s)
+    return costs
 
-    assert costs.chunk(7, 512) == 96  # 40 ms at 0.4 ms a token, in whole tiles
+
+def test_a_chunk_beside_running_streams_takes_about_the_time_of_their_step() -> None:
+    costs = measured(7, 0.040, 0.0004)
+
+    assert costs.chunk(0, 512) == 512
+    assert costs.chunk(7, 512) == 96  # 40 ms at 0.4 ms a token, in whole multiples
     assert costs.chunk(7, 48) == 48
     assert costs.chunk(8, 512) >= 96  # a larger step, so more of a prompt beside it
     assert STRETCH == 2.0
 
 
 def test_a_prompt_that_is_dear_still_gets_on() -> None:
+    assert measured(1, 0.001, 1.0).chunk(1, 512) == LEAST_CHUNK
+
+
+def test_a_short_prompt_may_make_a_pause_and_a_long_one_may_not() -> None:
+    costs = measured(2, 0.020, 0.001)
+    short, long = int(SHORT_S / 0.001) - 1, int(SHORT_S / 0.001) + 9
+
+    assert costs.chunk(2, 4096, [long]) == 16
+    assert costs.chunk(2, 4096, [long, short]) == pytest.approx(PAUSE_S / 0.001, abs=8)
+
+
+def test_what_a_prompt_costs_is_known_before_any_stream_ran_alone() -> None:
     costs = StepCosts()
-    for _ in range(5):
-        costs.observe(1, 0, 0.001)
-        costs.observe(1, 16, 1.0)
-    assert costs.chunk(1, 512) == LEAST_CHUNK
+    costs.observe(0, 100, 0.3)
+    assert costs.chunk(4, 512) == LEAST_CHUNK  # four rows at 3 ms, so four tokens, at least eight
+    assert costs.chunk(1, 512, [100]) > 64
 
 
 def test_a_runner_of_one_sequence_a_forward_serves_all_in_turns() -> None:
