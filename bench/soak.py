@@ -28,7 +28,7 @@ TURN = 40
 BYTES_A_REQUEST = 1024
 # A part of the run during which caches, pools and arenas grow to what they need.
 WARM_UP = 0.25
-FEWEST_SAMPLES = 8
+FEWEST_SAMPLES = 6
 SETTLE_S = 20.0
 # glibc keeps what threads have freed in as many arenas, and large blocks in them once it has seen
 # some: both grow by chance for thousands of requests, and hide a leak of a kilobyte.
