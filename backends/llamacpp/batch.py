@@ -80,13 +80,6 @@ class Batch:
         self.struct.n_tokens = count
 
 
-def rows_of(items: Sequence[BatchItem]) -> list[int]:
-    """How many rows of logits each item brings."""
-    return [
-        len(item.tokens) if item.logits == "all" else int(item.logits == "last") for item in items
-    ]
-
-
 class SharedToken:
     """A batch of one token that belongs to two sequences."""
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import ctypes
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -15,7 +14,7 @@ from llama_cpp import llama_cpp as llama
 from numpy.typing import NDArray
 
 from localrun.backends.llamacpp.abort import AbortFlag
-from localrun.backends.llamacpp.batch import Batch, rows_of
+from localrun.backends.llamacpp.batch import Batch
 from localrun.backends.llamacpp.buffers import Buffers
 from localrun.backends.llamacpp.library import (
     embeddings_address,
@@ -24,6 +23,7 @@ from localrun.backends.llamacpp.library import (
     problem,
     version,
 )
+from localrun.backends.llamacpp.passes import Gathered, passes
 from localrun.backends.llamacpp.sequences import NO_ROOM, Sequences
 from localrun.backends.llamacpp.threadpool import ThreadPool
 from localrun.backends.llamacpp.vocabulary import read_vocabulary, tokenize
@@ -62,6 +62,7 @@ class LlamaCppRunner:
         self._vocab = _present(llama.llama_model_get_vocab(model))
         self._vocab_size = llama.llama_vocab_n_tokens(self._vocab)
         self._streams = execution.parallel > 1
+        self._apart = self._streams and not execution.flash_attention
         self._held = Sequences(model, context, streams=self._streams)
         self._width: int = llama.llama_model_n_embd_out(model)
         self._batch = Batch(llama.llama_n_batch(context))
@@ -139,54 +140,60 @@ class LlamaCppRunner:
 
     def forward(self, batch: Sequence[BatchItem]) -> Logits:
         context = self._open()
-        if self._streams and any(a.sequence > b.sequence for a, b in pairwise(batch)):
-            return self._forward_in_order(context, batch)
-        start = self._decode(context, batch)
-        rows = self._rows(context)
+        start = time.perf_counter()
+        together = passes(batch, streams=self._streams, apart=self._apart)
+        in_order = together == [list(range(len(batch)))]
+        gathered = None if in_order else Gathered(batch, self._vocab_size)
+        rows = self._step(context, batch, together, gathered)
         self._forward_s += time.perf_counter() - start
         return NumpyLogits(rows)
 
-    def _forward_in_order(self, context: int, batch: Sequence[BatchItem]) -> Logits:
-        """Streams that are neighbours are computed together, if they come in their order."""
-        order = sorted(range(len(batch)), key=lambda at: batch[at].sequence)
-        items = [batch[at] for at in order]
-        start = self._decode(context, items)
-        ends = np.cumsum(rows_of(items))
-        counts = rows_of(batch)
-        places = {at: int(end) for at, end in zip(order, ends, strict=True)}
-        wanted = [
-            row for at, count in enumerate(counts) for row in range(places[at] - count, places[at])
-        ]
-        rows = self._rows(context)[wanted]
-        self._forward_s += time.perf_counter() - start
-        return NumpyLogits(rows)
-
-    def _decode(self, context: int, items: Sequence[BatchItem]) -> float:
-        """Run one step, or leave every sequence as it was; returns when it began."""
-        held = self._held
-        before = held.lengths([item.sequence for item in items])
-        after = self._checked(items, before)
+    def _step(
+        self,
+        context: int,
+        batch: Sequence[BatchItem],
+        together: Sequence[Sequence[int]],
+        gathered: Gathered | None = None,
+    ) -> NDArray[np.float32]:
+        """The rows of ``batch``; every sequence stays as it was where that fails."""
+        before = self._held.lengths([item.sequence for item in batch])
+        self._check(batch, before)
+        after = dict(before)
+        self._abort.arm()
         try:
-            self._batch.fill(items, before)
+            for chosen in together:
+                items = batch if gathered is None else [batch[at] for at in chosen]
+                self._decode(context, items, after)
+                rows = self._rows(context)
+                if gathered is not None:
+                    gathered.add(chosen, rows)
+        except (EngineError, ForwardAborted):
+            self._held.restore_lengths(before)
+            raise
+        finally:
+            self._abort.disarm()
+        self._held.lengthen(after)
+        self._steps += len(together)
+        self._tokens += sum(len(item.tokens) for item in batch)
+        return rows if gathered is None else gathered.rows
+
+    def _decode(
+        self, context: int, items: Sequence[BatchItem], lengths: dict[SequenceId, int]
+    ) -> None:
+        """One call of the library; ``lengths`` are brought up to date."""
+        try:
+            self._batch.fill(items, lengths)
         except OverflowError as error:
             raise EngineError(f"a token id is out of range: {error}") from error
         forget_problem()
-        self._abort.arm()
-        start = time.perf_counter()
-        try:
-            code = llama.llama_decode(context, self._batch.struct)
-        finally:
-            self._abort.disarm()
+        code = llama.llama_decode(context, self._batch.struct)
+        if code == _ABORTED:
+            raise ForwardAborted
         if code != 0:
-            held.restore_lengths(before)
-            if code == _ABORTED:
-                raise ForwardAborted
             reason = "no room is left in the context" if code == NO_ROOM else problem()
             raise EngineError(f"llama.cpp could not compute a step: {reason}")
-        held.lengthen(after)
-        self._steps += 1
-        self._tokens += self._batch.struct.n_tokens
-        return start
+        for item in items:
+            lengths[item.sequence] += len(item.tokens)
 
     def embed(self, batch: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
         """See ModelRunner."""
@@ -203,7 +210,7 @@ class LlamaCppRunner:
         try:
             for at in range(0, len(text), _EMBEDDED):
                 part = text[at : at + _EMBEDDED]
-                self._decode(context, [BatchItem(sequence, part, "all")])
+                self._step(context, [BatchItem(sequence, part, "all")], [[0]])
                 states[at : at + len(part)] = _floats(
                     embeddings_address(context), len(part), self._width
                 )
@@ -254,10 +261,7 @@ class LlamaCppRunner:
         self._open()
         return self._held
 
-    def _checked(
-        self, items: Sequence[BatchItem], before: dict[SequenceId, int]
-    ) -> dict[SequenceId, int]:
-        """The lengths that a step of ``items`` leads to."""
+    def _check(self, items: Sequence[BatchItem], before: Mapping[SequenceId, int]) -> None:
         room = self._batch.capacity
         after = dict(before)
         for item in items:
@@ -265,13 +269,12 @@ class LlamaCppRunner:
             room -= count
             if count == 0 or room < 0:
                 raise EngineError(f"a step takes 1 to {self._batch.capacity} tokens")
-            length = after[item.sequence] + count
-            if length > self.capabilities.n_ctx:
+            after[item.sequence] += count
+            if after[item.sequence] > self.capabilities.n_ctx:
                 raise EngineError(
-                    f"{length} tokens do not fit a context of {self.capabilities.n_ctx}"
+                    f"{after[item.sequence]} tokens do not fit a context of "
+                    f"{self.capabilities.n_ctx}"
                 )
-            after[item.sequence] = length
-        return after
 
     def _rows(self, context: int) -> NDArray[np.float32]:
         """The library's own logits ``[rows, vocab]``; it keeps them in the batch's order."""

@@ -30,10 +30,19 @@ def load_model(smollm2_path: Path) -> Callable[..., ModelRunner]:
         mmap: bool = True,
         parallel: int = 1,
         threads: int = 1,
+        flash: bool = True,
     ) -> ModelRunner:
         paths = tuple(str(file) for file in files or (smollm2_path,))
         execution = Execution(
-            n_ctx, ubatch, kv, threads, threads, mmap, gpu_layers=0, parallel=parallel
+            n_ctx,
+            ubatch,
+            kv,
+            threads,
+            threads,
+            mmap,
+            gpu_layers=0,
+            flash_attention=flash,
+            parallel=parallel,
         )
         return load(bare_plan(execution, paths))
 
