@@ -177,16 +177,15 @@ class Client:
     async def _exchange(
         self, body: dict[str, Any], expected: Expected, leave: str, found: list[str]
     ) -> None:
-        if self._streams is None or self._chosen.random() < 0.1:
+        if self._streams is not None and self._chosen.random() < 0.1:
             await self.close()
-            self._streams = await asyncio.open_connection("127.0.0.1", self._port, limit=4096)
-        reader, writer = self._streams
         data = self._request(body)
-        writer.write(data[: len(data) // 2] if leave == "unsent" else data)
         if leave in ("unsent", "soon"):
+            _, writer = await self._connection()
+            writer.write(data[: len(data) // 2] if leave == "unsent" else data)
             await asyncio.sleep(self._chosen.random() * PAUSE_S)
             raise _LeftError
-        status, headers = await _head(reader)
+        reader, status, headers = await self._answered(data)
         if leave == "head":
             raise _LeftError
         if headers.get("content-type", "").startswith("text/event-stream"):
@@ -197,6 +196,28 @@ class Client:
             self._judge(status, json.loads(content), expected, found)
         if headers.get("connection") == "close":
             await self.close()
+
+    async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self._streams is None:
+            self._streams = await asyncio.open_connection("127.0.0.1", self._port, limit=4096)
+        return self._streams
+
+    async def _answered(self, data: bytes) -> tuple[asyncio.StreamReader, int, dict[str, str]]:
+        """Send a request; its head. A connection that was idle too long may have been closed in
+        the same moment: another is tried then, as every client does."""
+        was_open = self._streams is not None
+        reader, writer = await self._connection()
+        writer.write(data)
+        try:
+            return reader, *await _head(reader)
+        except asyncio.IncompleteReadError as error:
+            if not was_open or error.partial:
+                raise
+        except ConnectionError:
+            if not was_open:
+                raise
+        await self.close()
+        return await self._answered(data)
 
     def _request(self, body: dict[str, Any]) -> bytes:
         content = json.dumps(body).encode()
