@@ -33,6 +33,7 @@ class Shape:
     experts: int = 0
     used: int = 0
     window: int = 0
+    pooling: int | None = None
     type: str = "F16"
 
     @property
@@ -61,6 +62,8 @@ class Shape:
             }
         if self.window:
             values["attention.sliding_window"] = self.window
+        if self.pooling is not None:
+            values["pooling_type"] = self.pooling
         return {
             "general.architecture": self.architecture,
             **{f"{self.architecture}.{key}": value for key, value in values.items()},

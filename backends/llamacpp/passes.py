@@ -10,22 +10,26 @@ from numpy.typing import NDArray
 from localrun.engine.runner import BatchItem
 
 
-def passes(batch: Sequence[BatchItem], *, streams: bool, apart: bool) -> list[list[int]]:
+def passes(batch: Sequence[BatchItem], *, streams: bool, apart: bool) -> list[list[int]] | None:
     """Items by their places in ``batch``, a list for each call of ``llama_decode``.
 
-    One stream takes all as they come. Streams are computed together as far as their ids are
-    neighbours and come in their order. ``apart`` gives each length of items a call of its own: the
-    library would cut several to the shortest and compute what is left over alone, and the sums of
-    a lone token are not those of a token among others of its sequence.
+    None is one call for all as they come, which one stream always takes. Streams are computed
+    together as far as their ids are neighbours and come in their order. ``apart`` gives each length
+    of items a call of its own: the library would cut several to the shortest and compute what is
+    left over alone, and the sums of a lone token are not those of a token among others of its
+    sequence.
     """
-    places = list(range(len(batch)))
     if not streams:
-        return [places]
-    in_order = sorted(places, key=lambda at: batch[at].sequence)
+        return None
+    ids = [item.sequence for item in batch]
+    unlike = apart and len({len(item.tokens) for item in batch}) > 1
+    if ids == sorted(set(ids)) and not unlike:
+        return None
+    in_order = sorted(range(len(batch)), key=ids.__getitem__)
     if not apart:
         return [in_order]
-    if len({item.sequence for item in batch}) < len(batch):
-        return [[at] for at in places]
+    if len(set(ids)) < len(ids):
+        return [[at] for at in range(len(batch))]
     by_length: dict[int, list[int]] = {}
     for at in in_order:
         by_length.setdefault(len(batch[at].tokens), []).append(at)

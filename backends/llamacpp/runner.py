@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Final
 
@@ -142,40 +143,34 @@ class LlamaCppRunner:
         context = self._open()
         start = time.perf_counter()
         together = passes(batch, streams=self._streams, apart=self._apart)
-        in_order = together == [list(range(len(batch)))]
-        gathered = None if in_order else Gathered(batch, self._vocab_size)
-        rows = self._step(context, batch, together, gathered)
+        with self._step(batch) as lengths:
+            if together is None:
+                self._decode(context, batch, lengths)
+                rows = self._rows(context)
+            else:
+                gathered = Gathered(batch, self._vocab_size)
+                for chosen in together:
+                    self._decode(context, [batch[at] for at in chosen], lengths)
+                    gathered.add(chosen, self._rows(context))
+                rows = gathered.rows
         self._forward_s += time.perf_counter() - start
         return NumpyLogits(rows)
 
-    def _step(
-        self,
-        context: int,
-        batch: Sequence[BatchItem],
-        together: Sequence[Sequence[int]],
-        gathered: Gathered | None = None,
-    ) -> NDArray[np.float32]:
-        """The rows of ``batch``; every sequence stays as it was where that fails."""
+    @contextmanager
+    def _step(self, batch: Sequence[BatchItem]) -> Iterator[dict[SequenceId, int]]:
+        """Every sequence stays as it was where what is done inside fails; gives their lengths."""
         before = self._held.lengths([item.sequence for item in batch])
         self._check(batch, before)
         after = dict(before)
         self._abort.arm()
         try:
-            for chosen in together:
-                items = batch if gathered is None else [batch[at] for at in chosen]
-                self._decode(context, items, after)
-                rows = self._rows(context)
-                if gathered is not None:
-                    gathered.add(chosen, rows)
+            yield after
         except (EngineError, ForwardAborted):
             self._held.restore_lengths(before)
             raise
         finally:
             self._abort.disarm()
         self._held.lengthen(after)
-        self._steps += len(together)
-        self._tokens += sum(len(item.tokens) for item in batch)
-        return rows if gathered is None else gathered.rows
 
     def _decode(
         self, context: int, items: Sequence[BatchItem], lengths: dict[SequenceId, int]
@@ -194,10 +189,14 @@ class LlamaCppRunner:
             raise EngineError(f"llama.cpp could not compute a step: {reason}")
         for item in items:
             lengths[item.sequence] += len(item.tokens)
+        self._steps += 1
+        self._tokens += self._batch.struct.n_tokens
 
     def embed(self, batch: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
         """See ModelRunner."""
         context = self._open()
+        if sum(map(len, batch)) > self._batch.capacity or not all(map(len, batch)):
+            raise EngineError(f"embeddings are made of 1 to {self._batch.capacity} tokens at once")
         llama.llama_set_embeddings(context, True)
         try:
             return [self._embedded(context, text) for text in batch]
@@ -210,7 +209,9 @@ class LlamaCppRunner:
         try:
             for at in range(0, len(text), _EMBEDDED):
                 part = text[at : at + _EMBEDDED]
-                self._step(context, [BatchItem(sequence, part, "all")], [[0]])
+                items = [BatchItem(sequence, part, "all")]
+                with self._step(items) as lengths:
+                    self._decode(context, items, lengths)
                 states[at : at + len(part)] = _floats(
                     embeddings_address(context), len(part), self._width
                 )
