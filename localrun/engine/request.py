@@ -74,7 +74,8 @@ class GenerationRequest:
     ``marks``, by which a reader tells reasoning and channels apart.
 
     ``owner`` parts those who may not learn of each other: nothing cached for one serves another.
-    ``client`` is who takes turns with other clients. ``draft`` False forbids speculation.
+    ``client`` is who takes turns with other clients: names alike up to a ``/`` have one turn, which
+    they share out. ``draft`` False forbids speculation.
     """
 
     id: str

@@ -64,6 +64,7 @@ class Sequence:
     ``alone``: its next step takes nobody else along, as the last one failed for somebody.
     ``behind``: the one whose prompt begins alike and is being computed; ``shared``: how many tokens
     others' prompts, by their ids, begin with as this one does. ``began``: when its work began.
+    ``overtaken``: how many that came later began while there was no room for this one.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Sequence:
         self.alone = False
         self.behind: Sequence | None = None
         self.shared: dict[str, int] = {}
+        self.overtaken = 0
         self.began: float | None = None
         self.tokens = list(request.prompt)
         self._matcher = matcher
@@ -114,6 +116,7 @@ class Sequence:
         self.timeline = timeline
         self.behind = None
         self.shared.clear()
+        self.overtaken = 0
         if self._generated == 0:
             self._cached = len(timeline.tokens)
 
