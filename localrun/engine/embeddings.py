@@ -56,6 +56,11 @@ class EmbeddingJob:
         return sum(len(text) for text in self._request.texts)
 
     @property
+    def cells(self) -> int:
+        """How many tokens a sequence of the runner's has to hold at most."""
+        return max(len(text) for text in self._request.texts)
+
+    @property
     def vectors(self) -> NDArray[np.float32]:
         """``[texts, dimensions]``, in the order of the texts, once ``done``."""
         assert self.done

@@ -73,6 +73,7 @@ class Engine:
         self._waiting = Queue()
         self._jobs: deque[tuple[EmbeddingJob, Future[NDArray[np.float32]]]] = deque()
         self._embedding = False
+        self._embedding_waits = False
         self._slices = 0
         self._grammars: GrammarCompiler | None = None
         self._compiling = threading.Lock()
@@ -178,11 +179,15 @@ class Engine:
             if self._embedding:
                 self._runner.abort()
             self._thread.join(_ABORT_AGAIN_S)
-        if self._grammars is not None:
-            self._grammars.close()
+        with self._compiling:
+            grammars = self._grammars
+        if grammars is not None:
+            grammars.close()
 
     def _compile(self, grammar: Grammar) -> Matcher:
         with self._compiling:
+            # One that is made after close() would never be closed.
+            self._check_open()
             if self._grammars is None:
                 # The library takes a while to load, and few ever need it.
                 from localrun.engine.grammar import GrammarCompiler
@@ -247,11 +252,17 @@ class Engine:
             if self._closing:
                 return False
             while self._waiting:
-                sequence = self._waiting.next(scheduler.active, scheduler.ready)
+                sequence = self._waiting.next(scheduler.active, self._is_ready)
                 if sequence is None:
                     break
                 scheduler.admit(sequence)
             return True
+
+    def _is_ready(self, sequence: Sequence) -> bool:
+        # A text has no place in the queue: it gets the next room there is, for one slice.
+        if self._embedding_waits and not sequence.cancelled:
+            return False
+        return self._scheduler.ready(sequence)
 
     def _put_back(self, sequence: Sequence) -> None:
         with self._changed:
@@ -264,7 +275,8 @@ class Engine:
         try:
             self._embedding = True
             self._slices += 1
-            done = future.cancelled() or (self._has_seat() and job.step(self._runner))
+            self._embedding_waits = False
+            done = future.cancelled() or (self._has_seat(job) and job.step(self._runner))
         except ForwardAborted:
             done = False
         except LocalrunError as raised:
@@ -280,15 +292,16 @@ class Engine:
             else:
                 future.set_exception(error)
 
-    def _has_seat(self) -> bool:
-        """Whether the runner has a sequence left for a text; what is parked gives way.
+    def _has_seat(self, job: EmbeddingJob) -> bool:
+        """Whether the runner has a sequence left, and cells for a text; what is parked gives way.
 
         Raises:
             EngineError: nothing runs that could give one back.
         """
-        free = self._cache.seat()
+        free = self._cache.seat(job.cells)
         if not free and not self._scheduler.active:
             raise EngineError("the runner has no sequence left")
+        self._embedding_waits = not free
         return free
 
     def _end(self, ready: Future[Vocabulary], error: str | None) -> None:

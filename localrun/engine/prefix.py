@@ -143,9 +143,9 @@ class PrefixCache:
         for longest first. False, and nothing is lost, where the live ones hold too much."""
         return self._make_room(seats=0, cells=tokens)
 
-    def seat(self) -> bool:
-        """Make sure that one more sequence fits the runner; as ``reserve``."""
-        return self._make_room(seats=1, cells=0)
+    def seat(self, tokens: int = 0) -> bool:
+        """Make sure that one more sequence of so many fits the runner; as ``reserve``."""
+        return self._make_room(seats=1, cells=tokens)
 
     def border(self, timeline: Timeline, prompt: Sequence[int]) -> int | None:
         """Where the prefill of ``prompt`` must stop next for a ``checkpoint``; None for nowhere.
