@@ -61,7 +61,8 @@ class Scheduler:
         self._give_way = give_way
         self._limits = runner.capabilities
         depth = self._limits.rollback_depth
-        self._most_drafts = self._limits.max_tokens if depth is None else depth
+        most = self._limits.max_tokens - 1
+        self._most_drafts = most if depth is None else min(depth, most)
         self._costs = StepCosts()
         self._active: list[Sequence] = []
         self._threads: int | None = None
@@ -168,6 +169,9 @@ class Scheduler:
             spared: int | None = None
             for each in self._active:
                 if each.decoding or each.request.owner != sequence.request.owner:
+                    continue
+                # One that is less urgent may itself wait for long.
+                if rank(each) > rank(sequence):
                     continue
                 shared = sequence.shared.get(each.request.id)
                 if shared is None:
@@ -372,15 +376,13 @@ class Scheduler:
 
     def _aborted(self, works: list[Work]) -> None:
         self._cut_back(works)
+        if any(work.sequence.cancelled for work in works):
+            # Somebody asked, and is gone before the next step: no fault of the others.
+            return
         for work in works:
-            sequence = work.sequence
-            sequence.retries += 1
-            if (
-                sequence in self._active
-                and not sequence.cancelled
-                and sequence.retries > _MAX_RETRIES
-            ):
-                self._fail(sequence, "the runner ended a step that nobody asked it to end")
+            work.sequence.retries += 1
+            if work.sequence.retries > _MAX_RETRIES:
+                self._fail(work.sequence, "the runner ended a step that nobody asked it to end")
 
     def _failed(self, works: list[Work], error: EngineError) -> None:
         if len(works) == 1:
