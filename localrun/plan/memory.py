@@ -42,6 +42,8 @@ _RECURRENT: Final = 2.0
 # What a process holds beside the buffers: strings of a vocabulary's entry, and its merges where
 # there are some; nodes of three graphs, a layer; what the library starts with.
 _ENTRY, _MERGED_ENTRY, _LAYER, _START = 220, 360, 40_000, 500_000
+# Rows of logits in a large step, of all streams and of each: guesses verified, texts embedded.
+_STEP_ROWS, _STREAM_ROWS = 32, 8
 # Where a token's row of an expert goes (struct mmid_row_mapping).
 _ROUTE: Final = 8
 
@@ -52,7 +54,8 @@ class Parts:
 
     ``mapped`` is what a mapped file takes beyond the weights that are used from it: pages that the
     system drops when memory is short. ``scratch`` is what no line of llama.cpp's log names: inputs
-    of matrix products in the kernels' own types, the vocabulary, graphs.
+    of matrix products in the kernels' own types, the vocabulary, graphs, rows of logits beyond one
+    for each sequence.
     """
 
     weights: int = 0
@@ -102,7 +105,9 @@ def llamacpp_memory(
             kv=kv.get(tier, 0),
             compute=compute.get(tier, 0),
             output=output_bytes(spec, execution) if tier == "ram" else 0,
-            scratch=scratch_bytes(spec, execution.ubatch) if tier == "ram" else 0,
+            scratch=scratch_bytes(spec, execution.ubatch, execution.parallel)
+            if tier == "ram"
+            else 0,
             mapped=held.mapped if tier == "ram" and execution.mmap else 0,
         )
         for tier in tiers
@@ -124,7 +129,7 @@ def vocabulary(spec: ModelSpec) -> int:
     return spec.vocabulary or (spec.tokenizer.vocabulary if spec.tokenizer else 0)
 
 
-def scratch_bytes(spec: ModelSpec, ubatch: int) -> int:
+def scratch_bytes(spec: ModelSpec, ubatch: int, parallel: int) -> int:
     """Of RAM, wherever the weights are: what llama.cpp's log leaves out."""
     width = max(spec.width, 1)
     inputs = routes = 0.0
@@ -137,6 +142,8 @@ def scratch_bytes(spec: ModelSpec, ubatch: int) -> int:
     merged = spec.tokenizer is not None and spec.tokenizer.model == "gpt2"
     entry = _MERGED_ENTRY if merged else _ENTRY
     kept = vocabulary(spec) * entry + spec.layers * _LAYER + _START
+    rows = max(_STEP_ROWS, _STREAM_ROWS * parallel) - sequences(parallel)
+    kept += rows * vocabulary(spec) * _FLOAT
     return kept + int(ubatch * (max(inputs, width) * _HALF + routes))
 
 

@@ -250,7 +250,9 @@ def _buffers(task: Task, ubatch: int, n_ctx: int) -> Buffers:
             layers += tokens * spec.width * 4
         if memory.plain_attention(spec, kv_type, parallel):
             layers += tokens * ((spec.heads + 2) * memory.cells(n_ctx) + 2 * spec.width) * 4
-        process = sequences * memory.vocabulary(spec) * 4 + memory.scratch_bytes(spec, ubatch)
+        process = sequences * memory.vocabulary(spec) * 4 + memory.scratch_bytes(
+            spec, ubatch, parallel
+        )
     return Buffers(card, head, host, layers, process)
 
 

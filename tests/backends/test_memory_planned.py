@@ -57,6 +57,14 @@ def check(path: Path, execution: Execution) -> None:
     assert LEAST * sum(real.values()) <= plan.logged <= MOST * sum(real.values())
 
 
+@pytest.mark.parametrize("n_ctx", [300, 4096])
+def test_eight_streams_take_what_was_planned(smollm2_path: Path, n_ctx: int) -> None:
+    check(
+        smollm2_path,
+        Execution(n_ctx, 512, "f16", 2, 2, True, 0, flash_attention=False, parallel=8),
+    )
+
+
 @pytest.mark.parametrize("kv", ["f16", "q8_0"])
 @pytest.mark.parametrize("n_ctx", [512, 4096, 8192])
 def test_smollm2_takes_what_was_planned(smollm2_path: Path, n_ctx: int, kv: KvType) -> None:
@@ -111,7 +119,10 @@ EXECUTIONS = {
     "a long micro-batch": {"ubatch": 1024},
     "a micro-batch beyond the context": {"n_ctx": 256, "ubatch": 2048},
     "one token at a time": {"ubatch": 1},
-    "many sequences": {"parallel": 16},
+    "many streams": {"parallel": 16},
+    "streams that are no whole step": {"parallel": 3, "n_ctx": 700},
+    "streams shorter than a micro-batch": {"parallel": 5, "n_ctx": 256, "ubatch": 2048},
+    "streams without flash attention": {"parallel": 8, "flash_attention": False},
     "a context that is no whole step": {"n_ctx": 700},
     "plain weights": {"tensor_overrides": ((r"ffn_", "ram:plain"),)},
 }

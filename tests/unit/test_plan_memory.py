@@ -18,9 +18,11 @@ from localrun.plan.memory import (
     layer_floats,
     llamacpp_kv_bytes,
     llamacpp_memory,
+    plain_attention,
 )
-from localrun.plan.plan import Execution
+from localrun.plan.plan import Execution, PlanRequest
 from localrun.plan.seats import Seats, repacked_types
+from tests.planned import planned, spec_of
 from tests.shapes import Shape, write
 
 RAM = Execution(4096, 512, "f16", 4, 4, True, gpu_layers=0)
@@ -185,3 +187,35 @@ def _spec(*caches: CacheRows) -> ModelSpec:
         "llama", "", 0, 0, 0, 4, 0, 0, {}, None, None, None,
         caches=caches, width=256, heads=4, ffn_width=1024,
     )  # fmt: skip
+
+
+ATTENTION = {
+    "one stream": (PlanRequest(parallel=1), "cpu:16+ddr5-5600x2:64+nvme4", True),
+    "several streams": (PlanRequest(parallel=4), "cpu:16+ddr5-5600x2:64+nvme4", False),
+    "a quantized cache": (
+        PlanRequest(parallel=4, kv_type="q8_0"),
+        "cpu:16+ddr5-5600x2:64+nvme4",
+        True,
+    ),
+    "layers on a card": (PlanRequest(parallel=4), "rtx-4090+ddr5-6000x2:128+nvme4", True),
+}
+
+
+@pytest.mark.parametrize(("request_", "machine", "flash"), ATTENTION.values(), ids=list(ATTENTION))
+def test_streams_on_the_host_compute_attention_so_that_none_changes_another(
+    request_: PlanRequest, machine: str, flash: bool
+) -> None:
+    made = planned("qwen3-8b", machine, request_, quant="Q4_K_M")
+
+    assert made.fits
+    assert made.execution.flash_attention is flash
+
+
+def test_scores_count_where_they_are_written_down() -> None:
+    spec = spec_of("qwen3-8b", "Q4_K_M")
+    told = replace(RAM, n_ctx=16384, parallel=4)
+    with_scores = llamacpp_memory(spec, replace(told, flash_attention=False))["ram"]
+
+    assert with_scores.compute > llamacpp_memory(spec, told)["ram"].compute + 2**29
+    assert plain_attention(spec, "f16", 4)
+    assert not plain_attention(spec_of("deepseek-v4-flash"), "f16", 4)
