@@ -20,6 +20,8 @@ from typing import Final
 # moved, most of the former must still be of before.
 _WINDOW: Final = 15
 _LATEST: Final = 5
+# Steps kept until somebody asks; older ones say nothing that these do not.
+_UNREAD: Final = 64
 # What a further row is taken to cost before any was measured, in costs of the rows that were.
 _UNKNOWN: Final = 0.5
 # Guesses have to promise this much more than none: neither odds nor costs are exact.
@@ -54,8 +56,17 @@ class RowCosts:
         self._latest: deque[float] = deque([1.0], maxlen=_LATEST)
         self._level = 1.0
         self._spread = 0.0
+        self._unread: deque[tuple[int, float]] = deque(maxlen=_UNREAD)
 
     def observe(self, rows: int, seconds: float) -> None:
+        """One step. What it says is worked out when somebody asks: steps are many."""
+        self._unread.append((rows, seconds))
+
+    def _read(self) -> None:
+        while self._unread:
+            self._learn(*self._unread.popleft())
+
+    def _learn(self, rows: int, seconds: float) -> None:
         seen = self._seen.get(rows)
         if seen is None:
             seen = self._seen[rows] = deque(maxlen=_WINDOW)
@@ -71,6 +82,7 @@ class RowCosts:
     def seconds(self, rows: int) -> float | None:
         """Between counts that were seen on a straight line, above them on that of all of them;
         None before any."""
+        self._read()
         if not self._rows:
             return None
         at = bisect_left(self._rows, rows)
