@@ -24,7 +24,7 @@ from localrun.chat.local import LocalChatModel
 from localrun.chat.messages import ServedModel
 from localrun.chat.templates import Renderer
 from localrun.engine.options import EngineOptions
-from localrun.engine.process import EngineProcess
+from localrun.engine.process.engine_process import EngineProcess
 from localrun.errors import ModelNotFoundError
 from localrun.server.app import ModelCard, create_app
 from localrun.server.provider import LoadingProvider

@@ -20,10 +20,10 @@ from typing import Any
 
 from localrun.backends.llamacpp.backend import load
 from localrun.cli.loading import prepare
-from localrun.engine.draft_model import DraftModel
-from localrun.engine.drafting import Both, Drafting
+from localrun.engine.drafting.draft_model import DraftModel
+from localrun.engine.drafting.lookup import PromptLookup
+from localrun.engine.drafting.speculation import Both, Drafting
 from localrun.engine.engine import Engine
-from localrun.engine.lookup import PromptLookup
 from localrun.engine.request import GenerationRequest, SamplingParams, Timings
 from localrun.plan.plan import Plan, PlanRequest
 

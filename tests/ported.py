@@ -13,7 +13,7 @@ import httpx2
 from localrun.chat.local import LocalChatModel
 from localrun.chat.messages import ServedModel
 from localrun.chat.templates import Renderer
-from localrun.engine.process import EngineProcess
+from localrun.engine.process.engine_process import EngineProcess
 from localrun.plan.plan import Plan
 from localrun.server.app import ModelCard, create_app
 from localrun.server.guards import ServerOptions

@@ -308,7 +308,7 @@ def changes(before: Plan, after: Plan) -> str:
 
 async def _start(prepared: Prepared) -> EngineClient:
     from localrun.engine.options import DraftModel, EngineOptions
-    from localrun.engine.process import EngineProcess
+    from localrun.engine.process.engine_process import EngineProcess
 
     draft = prepared.draft
     return await EngineProcess.start(

@@ -22,17 +22,17 @@ from contextlib import suppress
 from functools import partial
 from typing import BinaryIO
 
-from localrun.engine import fields, frames
+from localrun.engine.cache.states import StateStore
 from localrun.engine.client import EngineInfo
-from localrun.engine.desk import Desk
-from localrun.engine.draft_model import DraftModel
-from localrun.engine.drafting import Both, Drafting
+from localrun.engine.drafting.draft_model import DraftModel
+from localrun.engine.drafting.lookup import PromptLookup
+from localrun.engine.drafting.speculation import Both, Drafting
 from localrun.engine.engine import Engine
-from localrun.engine.lookup import PromptLookup
 from localrun.engine.options import EngineOptions
-from localrun.engine.outbox import Outbox
+from localrun.engine.process import fields, frames
+from localrun.engine.process.desk import Desk
+from localrun.engine.process.outbox import Outbox
 from localrun.engine.runner import ModelRunner
-from localrun.engine.states import StateStore
 from localrun.engine.threads import ThreadRange
 from localrun.errors import LocalrunError, OutOfMemoryError, UsageError
 from localrun.plan.plan import Plan

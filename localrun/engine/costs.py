@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
-from localrun.engine.pace import RowCosts
+from localrun.engine.drafting.pace import RowCosts
 
 # A running stream keeps about half its speed while a prompt is read, whatever its length.
 STRETCH: Final = 2.0

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
+from localrun.engine.cache.prefix import PrefixCache
 from localrun.engine.generation import Generation
 from localrun.engine.limits import MAX_WAITING, check
-from localrun.engine.prefix import PrefixCache
 from localrun.engine.queue import Queue
 from localrun.engine.request import EmbeddingRequest, FinishReason, GenerationRequest
 from localrun.engine.runner import ForwardAborted, ModelRunner, RunnerStats, Vocabulary
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from localrun.engine.drafting import Drafting
+    from localrun.engine.cache.states import StateStore
+    from localrun.engine.drafting.speculation import Drafting
     from localrun.engine.embeddings import EmbeddingJob
-    from localrun.engine.grammar import GrammarCompiler, Matcher
+    from localrun.engine.grammar.compiler import GrammarCompiler, Matcher
     from localrun.engine.request import Grammar
-    from localrun.engine.states import StateStore
 
 # How long an abort may have missed the forward it was meant for before it is repeated.
 _ABORT_AGAIN_S = 0.05
@@ -190,7 +190,7 @@ class Engine:
             self._check_open()
             if self._grammars is None:
                 # The library takes a while to load, and few ever need it.
-                from localrun.engine.grammar import GrammarCompiler
+                from localrun.engine.grammar.compiler import GrammarCompiler
 
                 self._grammars = GrammarCompiler(self._vocabulary, self._tokenize_plain)
         return self._grammars.compile(grammar)

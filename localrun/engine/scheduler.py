@@ -13,19 +13,19 @@ from collections.abc import Sequence as Many
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from localrun.engine.common import common
+from localrun.engine.cache.common import common
+from localrun.engine.cache.prefix import PrefixCache
 from localrun.engine.costs import StepCosts
-from localrun.engine.prefix import PrefixCache
 from localrun.engine.queue import rank
 from localrun.engine.request import FinishReason
 from localrun.engine.runner import ForwardAborted, Logits, ModelRunner, RunnerStats
-from localrun.engine.sampling import NotFiniteError, NothingLeftError
+from localrun.engine.sampling.sampler import NotFiniteError, NothingLeftError
 from localrun.engine.sequence import Clock, Sequence, Work
 from localrun.engine.threads import ThreadTuner
 from localrun.errors import EngineError, LocalrunError
 
 if TYPE_CHECKING:
-    from localrun.engine.drafting import Drafting
+    from localrun.engine.drafting.speculation import Drafting
 
 # An abort meant for a sequence that has just ended may hit the next one's forward.
 _MAX_RETRIES: Final = 3

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from localrun.engine.cache.prefix import Timeline
 from localrun.engine.detokenize import Detokenizer
-from localrun.engine.drafting import Speculation
+from localrun.engine.drafting.speculation import Speculation
 from localrun.engine.generation import Generation
-from localrun.engine.prefix import Timeline
 from localrun.engine.request import (
     FinishReason,
     GenerationRequest,
@@ -18,13 +18,13 @@ from localrun.engine.request import (
     TokenLogprob,
 )
 from localrun.engine.runner import BatchItem, Logits, LogitsWanted, Vocabulary
-from localrun.engine.sampling import Sampler
+from localrun.engine.sampling.sampler import Sampler
 from localrun.engine.stops import StopMatcher
 
 if TYPE_CHECKING:
-    from localrun.engine.drafting import Drafting
-    from localrun.engine.grammar import Matcher
-    from localrun.engine.pace import RowCosts
+    from localrun.engine.drafting.pace import RowCosts
+    from localrun.engine.drafting.speculation import Drafting
+    from localrun.engine.grammar.compiler import Matcher
 
 Clock = Callable[[], float]
 """Seconds, monotonic."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from localrun.engine.process import EngineProcess
+from localrun.engine.process.engine_process import EngineProcess
 from localrun.errors import EngineCrashedError, OutOfMemoryError
 from localrun.plan.plan import Execution
 from tests.engine_child import importable

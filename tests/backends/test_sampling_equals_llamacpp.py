@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from localrun.engine.chain import Chain
 from localrun.engine.request import SamplingParams
 from localrun.engine.rows import NumpyLogits
-from localrun.engine.sampling import weights
+from localrun.engine.sampling.chain import Chain
+from localrun.engine.sampling.sampler import weights
 
 OFF = SamplingParams(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
 # float32 holds no share of a likelier token that is smaller.

@@ -21,7 +21,7 @@ import pytest
 from localrun.chat.local import LocalChatModel
 from localrun.chat.messages import ServedModel
 from localrun.chat.templates import Renderer
-from localrun.engine.process import EngineProcess
+from localrun.engine.process.engine_process import EngineProcess
 from localrun.server.app import ModelCard, create_app
 from localrun.server.guards import ServerOptions
 from localrun.server.provider import LoadingProvider

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from localrun.engine.grammar_child import ADDRESS_SPACE_BYTES
+from localrun.engine.grammar.child import ADDRESS_SPACE_BYTES
 from localrun.errors import GrammarError
 from tests.grammar_bombs import BOMBS
 
@@ -25,7 +25,7 @@ STEPS = 40
 _DRIVER = """
 import json, os, random, resource, sys, time
 import numpy as np
-from localrun.engine.grammar import GrammarCompiler
+from localrun.engine.grammar.compiler import GrammarCompiler
 from localrun.engine.request import Grammar
 from localrun.errors import GrammarError
 from tests.grammar_bombs import BOMBS
@@ -117,7 +117,7 @@ def test_the_walls_of_the_trial_hold_what_the_deadline_would_not_in_time() -> No
     if sys.platform != "linux":
         pytest.skip("the walls that every Linux has")
     walled = (
-        "from localrun.engine.grammar_child import set_limits\nset_limits()\nbytearray(2**28)\n"
+        "from localrun.engine.grammar.child import set_limits\nset_limits()\nbytearray(2**28)\n"
     )
 
     done = subprocess.run(
@@ -129,7 +129,7 @@ def test_the_walls_of_the_trial_hold_what_the_deadline_would_not_in_time() -> No
 
 
 _UNWATCHED = """
-import localrun.engine.grammar_child as child
+import localrun.engine.grammar.child as child
 child.CPU_SECONDS = 0  # the limit counts in whole seconds: this is the shortest
 child.renew_cpu_limit()
 while True:

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from localrun.engine.cache.prefix import PrefixCache
+from localrun.engine.cache.states import StateStore
 from localrun.engine.engine import Engine
 from localrun.engine.generation import Generation
-from localrun.engine.prefix import PrefixCache
 from localrun.engine.request import FinishReason, GenerationRequest, SamplingParams, Timings
 from localrun.engine.runner import BatchItem, ModelRunner
-from localrun.engine.states import StateStore
 from tests.mock_runner import EOS, MockRunner
 from tests.owned_runner import MARKS, OwnedRunner
 

@@ -17,10 +17,10 @@ from localrun.cli.guessing import Guessing, guessing, with_guesses
 from localrun.cli.loading import Prepared, open_process, prepare, promised, replan
 from localrun.cli.worker import make_drafting
 from localrun.config import Settings
-from localrun.engine.drafting import Both
-from localrun.engine.lookup import PromptLookup
+from localrun.engine.drafting.lookup import PromptLookup
+from localrun.engine.drafting.speculation import Both
 from localrun.engine.options import DraftModel, EngineOptions
-from localrun.engine.process import EngineProcess
+from localrun.engine.process.engine_process import EngineProcess
 from localrun.errors import DoesNotFitError, OutOfMemoryError, UsageError
 from localrun.hardware.profiles import named
 from localrun.plan.plan import PlanRequest

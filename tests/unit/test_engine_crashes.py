@@ -13,9 +13,9 @@ from typing import Any
 import psutil
 import pytest
 
-from localrun.engine.child import LOOKS, Child
-from localrun.engine.mailbox import Mailbox
-from localrun.engine.process import EngineProcess
+from localrun.engine.process.child import LOOKS, Child
+from localrun.engine.process.engine_process import EngineProcess
+from localrun.engine.process.mailbox import Mailbox
 from localrun.engine.request import EmbeddingRequest, FinishReason, GenerationRequest, TokenEvent
 from localrun.errors import EngineCrashedError, OutOfMemoryError, RequestError
 from tests.engine_child import LOADER, importable, plan, request

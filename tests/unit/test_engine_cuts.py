@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from localrun.engine.cuts import top_p, typical, xtc
+from localrun.engine.sampling.cuts import top_p, typical, xtc
 
 Row = NDArray[np.float32]
 

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from localrun.engine.draft_model import DraftModel, compatible
-from localrun.engine.drafting import MOST, Both, Drafting, Speculation
-from localrun.engine.lookup import LookupDrafter, PromptLookup
-from localrun.engine.odds import Odds
-from localrun.engine.pace import Pace, RowCosts
+from localrun.engine.drafting.draft_model import DraftModel, compatible
+from localrun.engine.drafting.lookup import LookupDrafter, PromptLookup
+from localrun.engine.drafting.odds import Odds
+from localrun.engine.drafting.pace import Pace, RowCosts
+from localrun.engine.drafting.speculation import MOST, Both, Drafting, Speculation
 from localrun.engine.runner import Vocabulary
 from localrun.errors import EngineError, UsageError
 from tests.mock_runner import (

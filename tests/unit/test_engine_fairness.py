@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from localrun.engine import grammar as grammar_module
 from localrun.engine.engine import Engine
 from localrun.engine.generation import Generation
+from localrun.engine.grammar import compiler as grammar_module
 from localrun.engine.queue import MAX_WAITING_OF_ONE, MOST_OVERTAKEN, Queue
 from localrun.engine.request import (
     EmbeddingRequest,

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from localrun import errors
-from localrun.engine import fields, frames
 from localrun.engine.client import EngineInfo
 from localrun.engine.options import DraftModel, EngineOptions
+from localrun.engine.process import fields, frames
 from localrun.engine.request import (
     EmbeddingRequest,
     FinishReason,

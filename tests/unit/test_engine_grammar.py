@@ -12,9 +12,9 @@ import pytest
 
 from bench.agent_schemas import AGENT_SCHEMAS
 from bench.random_schemas import bounded, problem, random_schema
-from localrun.engine import grammar_trial
-from localrun.engine.gbnf import lark_of_gbnf
-from localrun.engine.grammar import SOURCE_BYTES_MAX, GrammarCompiler, Matcher
+from localrun.engine.grammar import trial as grammar_trial
+from localrun.engine.grammar.compiler import SOURCE_BYTES_MAX, GrammarCompiler, Matcher
+from localrun.engine.grammar.gbnf import lark_of_gbnf
 from localrun.engine.request import Grammar, GrammarKind
 from localrun.engine.runner import Vocabulary
 from localrun.errors import EngineError, GrammarError
@@ -351,8 +351,8 @@ def test_a_grammar_that_cannot_be_followed_ends_its_text_and_is_compiled_anew(
 def test_a_grammar_that_is_too_ambiguous_to_follow_ends_its_text(
     compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("localrun.engine.grammar._BURST_S", 0.0)
-    monkeypatch.setattr("localrun.engine.grammar._STEP_S", 0.0)
+    monkeypatch.setattr("localrun.engine.grammar.compiler._BURST_S", 0.0)
+    monkeypatch.setattr("localrun.engine.grammar.compiler._STEP_S", 0.0)
     matcher = compiler.compile(Grammar("gbnf", 'root ::= root root | [a-z] | ""'))
 
     with pytest.raises(GrammarError, match="too ambiguous"):

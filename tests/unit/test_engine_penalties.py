@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from localrun.engine.chain import Chain
-from localrun.engine.dry import Dry
-from localrun.engine.penalties import Bias, Penalties
 from localrun.engine.request import SamplingParams
 from localrun.engine.rows import NumpyLogits
-from localrun.engine.sampling import weights
+from localrun.engine.sampling.chain import Chain
+from localrun.engine.sampling.dry import Dry
+from localrun.engine.sampling.penalties import Bias, Penalties
+from localrun.engine.sampling.sampler import weights
 
 OFF = SamplingParams(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
 # Few tokens, so that they come again.

@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from localrun.engine.checkpoints import borders
-from localrun.engine.common import SHORT, common
+from localrun.engine.cache.checkpoints import borders
+from localrun.engine.cache.common import SHORT, common
+from localrun.engine.cache.prefix import PrefixCache, Timeline
+from localrun.engine.cache.states import StateStore
 from localrun.engine.engine import Engine
-from localrun.engine.prefix import PrefixCache, Timeline
 from localrun.engine.request import GenerationRequest, SamplingParams, Timings
 from localrun.engine.runner import BatchItem
-from localrun.engine.states import StateStore
 from localrun.errors import EngineError
 from tests.mock_runner import EOS, MockRunner, encode
 from tests.owned_runner import OwnedRunner

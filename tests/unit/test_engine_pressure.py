@@ -12,13 +12,13 @@ from typing import Any
 import psutil
 import pytest
 
-from localrun.engine import fields, frames
-from localrun.engine.channel import Channel
-from localrun.engine.desk import Desk
 from localrun.engine.engine import Engine
 from localrun.engine.joined import joined
-from localrun.engine.outbox import Outbox
-from localrun.engine.process import EngineProcess
+from localrun.engine.process import fields, frames
+from localrun.engine.process.channel import Channel
+from localrun.engine.process.desk import Desk
+from localrun.engine.process.engine_process import EngineProcess
+from localrun.engine.process.outbox import Outbox
 from localrun.engine.request import FinishReason, GenerationRequest, TokenEvent
 from localrun.errors import ContextLengthError, EngineError
 from tests.engine_child import LOADER, importable, plan, request
@@ -303,7 +303,7 @@ async def test_requests_to_a_child_that_is_stopped_wait_and_are_served_when_it_g
 async def test_closing_a_child_that_does_not_read_loses_no_time_to_what_it_never_got(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("localrun.engine.child.PATIENCE_S", 0.1)
+    monkeypatch.setattr("localrun.engine.process.child.PATIENCE_S", 0.1)
     engine = await EngineProcess.start(plan("mock:echo"), loader=LOADER, chat_template=None)
     assert engine.pid is not None
     child = psutil.Process(engine.pid)

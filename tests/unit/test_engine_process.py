@@ -15,12 +15,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from localrun.engine import frames
-from localrun.engine.child import LOG_BYTES_MAX, Child, _open_log
-from localrun.engine.fields import options_fields
-from localrun.engine.mailbox import Mailbox
 from localrun.engine.options import EngineOptions
-from localrun.engine.process import EngineProcess
+from localrun.engine.process import frames
+from localrun.engine.process.child import LOG_BYTES_MAX, Child, _open_log
+from localrun.engine.process.engine_process import EngineProcess
+from localrun.engine.process.fields import options_fields
+from localrun.engine.process.mailbox import Mailbox
 from localrun.engine.request import FinishReason, GenerationRequest, TokenEvent
 from localrun.errors import (
     ContextLengthError,
@@ -284,7 +284,7 @@ async def test_after_close_nothing_is_left_and_requests_are_refused(home: Path) 
 
 
 async def test_a_child_that_ignores_the_goodbye_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("localrun.engine.child.PATIENCE_S", 0.1)
+    monkeypatch.setattr("localrun.engine.process.child.PATIENCE_S", 0.1)
     async with started("mock:echo") as engine:
         assert engine.pid is not None
         child = psutil.Process(engine.pid)
@@ -313,7 +313,7 @@ async def test_an_interrupt_of_the_terminal_does_not_end_the_child() -> None:
 PARENT = """
 import asyncio, sys
 from localrun.engine.options import EngineOptions
-from localrun.engine.process import EngineProcess
+from localrun.engine.process.engine_process import EngineProcess
 from tests.engine_child import LOADER, plan, request
 
 async def main():

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from localrun.engine.request import SamplingParams
 from localrun.engine.rows import NumpyLogits, topk
-from localrun.engine.sampling import NotFiniteError, NothingLeftError, Sampler
+from localrun.engine.sampling.sampler import NotFiniteError, NothingLeftError, Sampler
 
 OFF = SamplingParams(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=1)
 

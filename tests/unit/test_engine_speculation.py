@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from localrun.engine.draft_model import DraftModel
-from localrun.engine.drafting import Both, Drafting
+from localrun.engine.drafting.draft_model import DraftModel
+from localrun.engine.drafting.lookup import PromptLookup
+from localrun.engine.drafting.speculation import Both, Drafting
 from localrun.engine.engine import Engine
-from localrun.engine.lookup import PromptLookup
 from localrun.engine.request import (
     FinishReason,
     GenerationRequest,

@@ -15,9 +15,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from localrun.engine import state_file
-from localrun.engine.state_file import DamagedStateError, StateHeader, compact, read, read_header
-from localrun.engine.states import StateStore
+from localrun.engine.cache import state_file
+from localrun.engine.cache.state_file import (
+    DamagedStateError,
+    StateHeader,
+    compact,
+    read,
+    read_header,
+)
+from localrun.engine.cache.states import StateStore
 from localrun.store import disk
 
 LONG = list(range(100))

@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Final
 
-from localrun.engine.gbnf import GbnfError, lark_of_gbnf, quoted
+from localrun.engine.grammar.gbnf import GbnfError, lark_of_gbnf, quoted
 from localrun.engine.request import GrammarKind
 
 if TYPE_CHECKING:

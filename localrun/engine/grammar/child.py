@@ -1,6 +1,6 @@
 """Knows no model: the process that compiles a stranger's grammar first, because it may be killed.
 
-    python -P -m localrun.engine.grammar_child
+    python -P -m localrun.engine.grammar.child
 
 Reads frames (``frames.py``) on stdin and answers on stdout: first the control tokens that a
 grammar may name, then one grammar a frame, compiled for a vocabulary of single bytes.
@@ -21,9 +21,9 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Final, cast
 
-from localrun.engine.frames import Frame, pack, read_frame
-from localrun.engine.grammar_text import GrammarTextError, guidance_of, limits
-from localrun.engine.grammar_vocabulary import byte_tokenizer
+from localrun.engine.grammar.text import GrammarTextError, guidance_of, limits
+from localrun.engine.grammar.vocabulary import byte_tokenizer
+from localrun.engine.process.frames import Frame, pack, read_frame
 from localrun.engine.request import GrammarKind
 
 ADDRESS_SPACE_BYTES: Final = 192 * 1024 * 1024

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from localrun.engine.state_file import StateHeader, written
+from localrun.engine.cache.state_file import StateHeader, written
 from localrun.errors import LocalrunError
 from localrun.store.atomic import AtomicFile
 from localrun.store.disk import make_private

@@ -15,11 +15,11 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, BinaryIO
 
-from localrun.engine import fields, frames
 from localrun.engine.engine import Engine
 from localrun.engine.generation import Generation
 from localrun.engine.joined import joined
-from localrun.engine.outbox import Outbox
+from localrun.engine.process import fields, frames
+from localrun.engine.process.outbox import Outbox
 from localrun.engine.request import EmbeddingRequest, GenerationRequest
 from localrun.errors import EngineError, LocalrunError
 

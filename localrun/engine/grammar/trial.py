@@ -8,7 +8,7 @@ import threading
 from typing import BinaryIO, Final, cast
 
 from localrun.config import child_environment
-from localrun.engine.frames import Frame, pack, read_frame
+from localrun.engine.process.frames import Frame, pack, read_frame
 from localrun.engine.request import Grammar
 from localrun.engine.runner import Vocabulary
 from localrun.errors import EngineError, GrammarError
@@ -90,7 +90,7 @@ class GrammarTrial:
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "localrun.engine.grammar_child"],
+            [sys.executable, "-P", "-m", "localrun.engine.grammar.child"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -18,15 +18,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from localrun.engine.common import SHORT, common
-from localrun.engine.state_file import (
+from localrun.engine.cache.common import SHORT, common
+from localrun.engine.cache.state_file import (
     DamagedStateError,
     StateHeader,
     compact,
     read,
     read_header,
 )
-from localrun.engine.state_writer import SUFFIX, StateJob, StateWriter
+from localrun.engine.cache.state_writer import SUFFIX, StateJob, StateWriter
 
 QUEUE_BYTES: Final = 512 << 20
 # Loading the state of a token costs this part of computing one.

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
-from localrun.engine.checkpoints import Checkpoint, Checkpoints, borders
-from localrun.engine.common import SHORT, common
+from localrun.engine.cache.checkpoints import Checkpoint, Checkpoints, borders
+from localrun.engine.cache.common import SHORT, common
+from localrun.engine.cache.states import StateStore
 from localrun.engine.runner import ModelRunner, SequenceId
-from localrun.engine.states import StateStore
 from localrun.errors import EngineError
 
 CHECKPOINT_BYTES: Final = 256 << 20

@@ -23,13 +23,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from localrun.engine.cuts import top_p, typical, xtc
-from localrun.engine.dry import Dry
-from localrun.engine.masks import Candidates, Mask, allows, left_of
-from localrun.engine.penalties import Bias, Penalties
 from localrun.engine.request import SamplingParams
 from localrun.engine.rows import topk
 from localrun.engine.runner import Logits
+from localrun.engine.sampling.cuts import top_p, typical, xtc
+from localrun.engine.sampling.dry import Dry
+from localrun.engine.sampling.masks import Candidates, Mask, allows, left_of
+from localrun.engine.sampling.penalties import Bias, Penalties
 
 
 class NotFiniteError(Exception):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from localrun.engine.odds import Odds
+from localrun.engine.drafting.odds import Odds
 from localrun.engine.runner import Vocabulary
 
 # A match is at least so long; of longer ones no more is known than that they are that long.

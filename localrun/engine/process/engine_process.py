@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from localrun.engine.child import Child
 from localrun.engine.client import EngineInfo
-from localrun.engine.fields import ids_of
 from localrun.engine.options import EngineOptions
+from localrun.engine.process.child import Child
+from localrun.engine.process.fields import ids_of
 from localrun.engine.request import EmbeddingRequest, GenerationRequest, TokenEvent
 from localrun.engine.runner import RunnerStats
 from localrun.errors import ContextLengthError, EngineCrashedError, EngineError

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from localrun import config
-from localrun.engine import fields, frames
-from localrun.engine.channel import Channel
 from localrun.engine.client import EngineInfo
-from localrun.engine.mailbox import Mailbox
 from localrun.engine.options import EngineOptions
+from localrun.engine.process import fields, frames
+from localrun.engine.process.channel import Channel
+from localrun.engine.process.mailbox import Mailbox
 from localrun.engine.request import EmbeddingRequest, GenerationRequest
 from localrun.errors import EngineCrashedError, EngineError, LocalrunError
 from localrun.store.disk import make_private

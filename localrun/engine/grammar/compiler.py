@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from localrun.engine.grammar_text import limits
-from localrun.engine.grammar_trial import GrammarTrial, shortened
-from localrun.engine.grammar_vocabulary import tokenizer_of
-from localrun.engine.masks import Mask
+from localrun.engine.grammar.text import limits
+from localrun.engine.grammar.trial import GrammarTrial, shortened
+from localrun.engine.grammar.vocabulary import tokenizer_of
 from localrun.engine.request import Grammar
 from localrun.engine.runner import Vocabulary
+from localrun.engine.sampling.masks import Mask
 from localrun.errors import EngineError, GrammarError
 
 if TYPE_CHECKING:

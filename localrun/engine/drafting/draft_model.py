@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
-from localrun.engine.common import common
-from localrun.engine.odds import Odds
+from localrun.engine.cache.common import common
+from localrun.engine.drafting.odds import Odds
 from localrun.engine.runner import (
     BatchItem,
     ForwardAborted,

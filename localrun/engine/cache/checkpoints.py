@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from localrun.engine.common import SHORT, common
+from localrun.engine.cache.common import SHORT, common
 
 
 def borders(prompt: Sequence[int], turn_ends: frozenset[int]) -> list[int]:

@@ -6,7 +6,7 @@ import asyncio
 import socket
 from collections.abc import Callable
 
-from localrun.engine import frames
+from localrun.engine.process import frames
 from localrun.errors import EngineError
 
 

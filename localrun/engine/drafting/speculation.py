@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
-from localrun.engine.pace import Pace, RowCosts
+from localrun.engine.drafting.pace import Pace, RowCosts
 from localrun.engine.runner import Vocabulary
 
 # Most guesses of one step: more of them gain little and hold up the streams beside this one.

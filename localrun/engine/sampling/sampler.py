@@ -12,11 +12,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from localrun.engine.chain import Chain, NotFiniteError, NothingLeftError
-from localrun.engine.logprobs import logprob
-from localrun.engine.masks import Mask
 from localrun.engine.request import SamplingParams, TokenLogprob
 from localrun.engine.runner import Logits
+from localrun.engine.sampling.chain import Chain, NotFiniteError, NothingLeftError
+from localrun.engine.sampling.logprobs import logprob
+from localrun.engine.sampling.masks import Mask
 
 __all__ = ["NotFiniteError", "NothingLeftError", "Sampler"]
 

@@ -1,0 +1,1 @@
+"""Knows no scheduler: guesses of what comes next, and whether they pay."""
