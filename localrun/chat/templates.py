@@ -19,6 +19,7 @@ from localrun.chat.messages import Message
 from localrun.chat.render_frames import (
     DEADLINE_S,
     MESSAGE_MAX,
+    OUTPUT_BYTES_MAX,
     REQUEST_BYTES_MAX,
     SOURCE_BYTES_MAX,
     encode,
@@ -133,7 +134,8 @@ class Renderer:
 
         Raises:
             TemplateError: the template refuses these messages, is broken, or broke a limit.
-            RequestError: ``extra`` names a variable that is ours, or a value is not JSON.
+            RequestError: ``extra`` names a variable that is ours, a value is not JSON, or the
+                messages are longer than any rendered text may be.
         """
         source = CHATML if template is None else template
         size = len(source.encode("utf-8", "replace"))
@@ -158,6 +160,8 @@ class Renderer:
             if self._closed:
                 raise TemplateError("the renderer is closed")
             answer = self._ask(request)
+        if answer.get("error") == "limit":
+            _check_size(messages)
         return _text(answer)
 
     async def render_async(
@@ -273,6 +277,17 @@ def _request(template: str, variables: Mapping[str, Any]) -> bytes:
             f"{REQUEST_BYTES_MAX} that are rendered"
         )
     return body
+
+
+def _check_size(messages: Sequence[Message]) -> None:
+    """A template is not to blame for a limit that the messages alone exceed."""
+    size = sum(len(message.content) for message in messages)
+    if size > OUTPUT_BYTES_MAX:
+        raise RequestError(
+            f"the messages have {size} characters, more than the {OUTPUT_BYTES_MAX} that are "
+            "rendered",
+            hint="shorten the messages",
+        )
 
 
 def _plain(value: object) -> object:

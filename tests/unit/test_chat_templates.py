@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from localrun.chat.messages import Message, ToolCall
-from localrun.chat.render_frames import REQUEST_BYTES_MAX, SOURCE_BYTES_MAX
+from localrun.chat.render_frames import OUTPUT_BYTES_MAX, REQUEST_BYTES_MAX, SOURCE_BYTES_MAX
 from localrun.chat.templates import Renderer, template_message
 from localrun.errors import RequestError, TemplateError
 
@@ -138,6 +138,18 @@ def test_a_template_longer_than_the_limit_is_refused_unread(renderer: Renderer) 
 def test_messages_too_large_to_render_are_the_requests_fault(renderer: Renderer) -> None:
     with pytest.raises(RequestError, match=str(REQUEST_BYTES_MAX)):
         render(renderer, None, messages=[Message("user", "é" * (REQUEST_BYTES_MAX // 2))])
+
+
+@pytest.mark.parametrize("parts", [1, 2], ids=["one message", "several together"])
+def test_messages_longer_than_any_rendered_text_are_not_the_templates_fault(
+    renderer: Renderer, parts: int
+) -> None:
+    messages = [Message("user", "x" * (OUTPUT_BYTES_MAX // parts + 1))] * parts
+
+    with pytest.raises(RequestError, match=str(OUTPUT_BYTES_MAX + parts)) as caught:
+        render(renderer, None, messages=messages)
+    assert "template" not in caught.value.hint
+    assert render(renderer, "y") == "y"
 
 
 def test_eight_megabytes_render_and_one_more_character_does_not(renderer: Renderer) -> None:
