@@ -42,6 +42,8 @@ from localrun.engine.runner import (
 from localrun.errors import EngineError
 from localrun.plan.plan import Execution
 
+# Attention of a lone token is another kernel's than that of two (ggml-cpu's llamafile_sgemm).
+_LEAST_CHUNK: Final = 2
 _ABORTED = 2  # llama_decode's answer when the abort callback said so (llama.h)
 # enum llama_pooling_type (llama.h); 0 is none and 4 a score, which is no embedding
 _POOLING: Final[dict[str, Pooling]] = {"1": "mean", "2": "cls", "3": "last"}
@@ -89,6 +91,7 @@ class LlamaCppRunner:
             n_cells=execution.n_ctx * execution.parallel,
             can_fork=True,
             rollback_depth=None if exact else 0,
+            least_chunk=_LEAST_CHUNK,
             state_bytes_per_token=kept // llama.llama_n_ctx(context) if exact else 0,
             embeddings=True,
             pooling=_POOLING.get(_metadata(model, f"{architecture}.pooling_type")),

@@ -27,6 +27,8 @@ class Capabilities:
     n_cells: most tokens of all sequences together; each counts its own, forks too.
     max_batch: sequences that one forward takes; 1 is allowed, the engine then takes turns.
     max_tokens: tokens that one forward takes, over all its sequences.
+    least_chunk: pieces of a prompt of at least so many tokens are computed alike however they are
+        cut; smaller ones by other kernels, which differ in the last digits.
     rollback_depth: how many tokens ``rollback`` can take back exactly after ``checkpoint``; None is
         any number, and then ``truncate`` cuts anywhere too.
     state_bytes_per_token: what ``save`` writes for each token, about; 0 where nobody knows.
@@ -40,6 +42,7 @@ class Capabilities:
     n_cells: int
     can_fork: bool
     rollback_depth: int | None
+    least_chunk: int = 1
     state_bytes_per_token: int = 0
     embeddings: bool = False
     pooling: Pooling | None = None

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 _MAX_RETRIES: Final = 3
 # A prompt that shares this much more with one being read than with the cache waits for it.
 _WORTH_WAITING: Final = 32
+# Rows of logits that guesses may make of a step, or eight a sequence: a plan has room for so many.
+_MOST_VERIFIED: Final = 32
 # A cancelled sequence's forward is cut short where it has more tokens of the step than this.
 _WORTH_ABORTING: Final = 32
 
@@ -233,7 +235,8 @@ class Scheduler:
         limit = self._limits
         if len(self._active) > limit.max_batch:
             return self._compose_in_turns(decoding, reading)
-        most = max(0, min(self._most_drafts, limit.max_tokens // max(len(decoding), 1) - 1))
+        verified = min(limit.max_tokens, max(_MOST_VERIFIED, 8 * limit.max_batch))
+        most = max(0, min(self._most_drafts, verified // max(len(decoding), 1) - 1))
         works = [each.next(most) for each in decoding[: limit.max_tokens]]
         used = sum(len(work.tokens) for work in works)
         room = self._costs.chunk(used, limit.max_tokens - used, [each.missing for each in reading])
@@ -275,7 +278,7 @@ class Scheduler:
             works.append(self._chunk(oldest, max(1, room // 2)))
             room -= len(works[0].tokens)
         for sequence in order:
-            if room < 1:
+            if room < min(self._limits.least_chunk, sequence.missing):
                 break
             works.append(self._chunk(sequence, room))
             room -= len(works[-1].tokens)
@@ -286,7 +289,13 @@ class Scheduler:
         border = self._cache.border(sequence.timeline, sequence.tokens)
         if border is not None:
             limit = min(limit, border - len(sequence.timeline.tokens))
-        return sequence.chunk(max(1, limit), border)
+        return sequence.chunk(self._whole(max(1, limit), sequence.missing), border)
+
+    def _whole(self, limit: int, missing: int) -> int:
+        """``limit`` or a little less, so that what is left is no smaller than the least chunk."""
+        least = self._limits.least_chunk
+        lacks = least - (missing - limit)
+        return limit - lacks if 0 < lacks < least and limit - lacks >= least else limit
 
     def _room_for(self, works: list[Work]) -> list[Work]:
         """The works there are cells for; the last to come give way, and wait again."""

@@ -188,6 +188,17 @@ def test_what_a_prompt_costs_is_known_before_any_stream_ran_alone() -> None:
     assert costs.chunk(1, 512, [100]) > 64
 
 
+@pytest.mark.parametrize("length", [3, 4, 5, 8, 9, 10, 13, 40, 41])
+def test_no_piece_of_a_prompt_is_smaller_than_the_runner_computes_alike(length: int) -> None:
+    runner = MockRunner(hashed=True, max_sequences=2, max_tokens=4, least_chunk=2)
+    with running(runner) as engine:
+        for prompt in ("p" * length, "p" * length, "p" * (length - 1) + "q"):
+            request = ask(prompt, prompt, max_tokens=1)
+            assert outcome(engine.submit(request))[0] == single(request)
+
+    assert min(len(item.tokens) for batch in runner.forwards for item in batch) >= 2
+
+
 def test_a_runner_of_one_sequence_a_forward_serves_all_in_turns() -> None:
     runner = MockRunner("y" * 99, max_sequences=4, max_batch=1)
     with held(runner) as (engine, _):

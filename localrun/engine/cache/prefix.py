@@ -91,8 +91,8 @@ class PrefixCache:
 
     def take(self, prompt: Sequence[int], owner: str) -> Timeline | None:
         """A timeline of the caller's own that holds a prefix of ``prompt``, at least one token
-        short of all of it: the logits of the last position are needed, and only a forward gives
-        them. None where others hold every sequence of the runner's.
+        (the runner's ``least_chunk``) short of all of it: the logits of the last position are
+        needed, and only a forward gives them. None where others hold every sequence the runner has.
 
         Raises:
             EngineError: the runner has a sequence left and gives none.
@@ -187,7 +187,7 @@ class PrefixCache:
     # What a prompt could begin with.
 
     def _offers(self, prompt: Sequence[int], owner: str) -> list[_Offer]:
-        wanted = list(prompt[: max(0, len(prompt) - 1)])
+        wanted = list(prompt[: max(0, len(prompt) - self._can.least_chunk)])
         found = [
             *self._parked_offers(wanted, owner),
             *self._live_offers(wanted, owner),
