@@ -104,9 +104,11 @@ def grammar_of(request: ChatRequest) -> Grammar | None:
 def context_of(headers: Headers, peer: str, user: str | None) -> RequestContext:
     """Who asks, by the API key that was sent, else by the ``peer``'s address.
 
-    The key itself goes no further than this digest; clients take turns by key or address and, among
-    those of one, by the ``user`` that the body names.
+    The key itself goes no further than this digest. Clients take turns by key and, among those of
+    one, by the ``user`` that the body names, which shares what its key is given; without a key the
+    name is all that tells programs of one machine apart.
     """
     key = next(iter(presented_keys(headers)), b"")
     owner = hashlib.sha256(b"localrun owner\0" + key).hexdigest()[:32] if key else ""
-    return RequestContext(owner=owner, client=f"{owner or peer}/{user or ''}")
+    client = f"{owner}/{user or ''}" if owner else f"{peer} {user or ''}"
+    return RequestContext(owner=owner, client=client)

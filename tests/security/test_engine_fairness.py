@@ -57,7 +57,7 @@ class NotingClient(LocalEngineClient):
             if event.timings is not None:
                 told = event.timings
                 steps = told.queued_s + told.prefill_s + told.decode_s
-                self.served.append(Served(request.client.rpartition("/")[2], number, steps))
+                self.served.append(Served(request.client.partition(" ")[2], number, steps))
             yield event
 
 
