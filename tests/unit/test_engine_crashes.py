@@ -277,10 +277,11 @@ async def test_an_error_of_the_embedding_arrives_as_itself_and_vectors_exactly()
 async def _cycles(count: int) -> list[tuple[int, int, int]]:
     """After each load and unload: resident bytes, descriptors and threads of this process."""
     here, held = psutil.Process(), []
+    before = here.children()  # a warm child of another test may be about to end
     for _ in range(count):
         async with started("mock:echo") as engine:
             assert await said(engine) == "hello"
-        assert here.children() == []
+        assert set(here.children()) <= set(before)
         held.append((here.memory_info().rss, here.num_fds(), here.num_threads()))
     return held
 
