@@ -27,6 +27,7 @@ from localrun.chat.render_frames import (
     read_frame,
     write_frame,
 )
+from localrun.engine.process.limited import renew_cpu_limit
 
 # What Python raises for a template's mistakes. Anything else ends this process, and the parent
 # reports that.
@@ -58,7 +59,7 @@ def main() -> None:
     set_limits()
     write_frame(writer, encode({"ready": True}))
     while (frame := read_frame(reader)) is not None:
-        renew_cpu_limit()
+        renew_cpu_limit(CPU_SECONDS)
         write_frame(writer, encode(answer(environment, frame)))
 
 
@@ -87,19 +88,6 @@ def set_limits() -> None:
             resource.setrlimit(kind, (value, value))
         except (ValueError, OSError):
             continue  # the system names the limit without having it
-
-
-def renew_cpu_limit() -> None:
-    """The limit counts over a process's life, so each frame moves it."""
-    try:
-        import resource
-    except ImportError:
-        return
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    soft = int(used.ru_utime + used.ru_stime) + 1 + CPU_SECONDS
-    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    if hard == resource.RLIM_INFINITY or soft < hard:
-        resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
 
 
 def answer(environment: TemplateEnvironment, frame: bytes) -> dict[str, Any]:

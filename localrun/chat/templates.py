@@ -9,10 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
-import sys
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Self
 
 from localrun.chat.messages import Message
@@ -27,6 +25,7 @@ from localrun.chat.render_frames import (
     write_frame,
 )
 from localrun.config import child_environment
+from localrun.engine.process import limited
 from localrun.errors import RequestError, TemplateError
 
 START_S = 30.0
@@ -66,31 +65,6 @@ def template_message(message: Message) -> dict[str, Any]:
     if message.name is not None:
         turn["name"] = message.name
     return turn
-
-
-@dataclass(slots=True)
-class _Deadline:
-    """Kills a process after a while; ``expired`` is settled once ``end`` has returned."""
-
-    process: subprocess.Popen[bytes]
-    seconds: float
-    expired: bool = False
-    _timer: threading.Timer = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._timer = threading.Timer(self.seconds, self._expire)
-        self._timer.daemon = True
-        self._timer.start()
-
-    def _expire(self) -> None:
-        self.expired = True
-        self.process.kill()
-
-    def end(self) -> bool:
-        """Stop the clock; True where it had run out."""
-        self._timer.cancel()
-        self._timer.join()
-        return self.expired
 
 
 class Renderer:
@@ -197,7 +171,7 @@ class Renderer:
         child = self._warm_child()
         assert child.stdin is not None
         assert child.stdout is not None
-        deadline = _Deadline(child, self._deadline_s)
+        deadline = limited.Deadline(child, self._deadline_s)
         body: bytes | None = None
         try:
             write_frame(child.stdin, request)
@@ -222,7 +196,7 @@ class Renderer:
         child = self._child
         if not self._ready:
             assert child.stdout is not None
-            deadline = _Deadline(child, self._start_s)
+            deadline = limited.Deadline(child, self._start_s)
             try:
                 hello = read_frame(child.stdout)
             finally:
@@ -239,31 +213,15 @@ class Renderer:
     def _discard(self) -> None:
         child, self._child, self._ready = self._child, None, False
         if child is not None:
-            _end(child)
+            limited.end(child)
 
 
 def _spawn() -> subprocess.Popen[bytes]:
     environment = child_environment()
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", "localrun.chat.render_child"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env={name: environment[name] for name in _CHILD_ENVIRONMENT if name in environment},
-        # A console window would open beside a full-screen program on Windows.
-        creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+    return limited.spawn(
+        "localrun.chat.render_child",
+        {name: environment[name] for name in _CHILD_ENVIRONMENT if name in environment},
     )
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    child.kill()
-    child.wait()
-    for pipe in (child.stdin, child.stdout):
-        assert pipe is not None
-        try:
-            pipe.close()
-        except OSError:
-            continue  # what was still buffered has no reader any more
 
 
 def _request(template: str, variables: Mapping[str, Any]) -> bytes:

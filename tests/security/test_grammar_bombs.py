@@ -131,7 +131,7 @@ def test_the_walls_of_the_trial_hold_what_the_deadline_would_not_in_time() -> No
 _UNWATCHED = """
 import localrun.engine.grammar.child as child
 child.CPU_SECONDS = 0  # the limit counts in whole seconds: this is the shortest
-child.renew_cpu_limit()
+child.renew_cpu_limit(child.CPU_SECONDS)
 while True:
     pass
 """

@@ -201,7 +201,7 @@ def test_no_template_takes_more_than_its_time_and_memory() -> None:
 _UNWATCHED = """
 import localrun.chat.render_child as child
 child.CPU_SECONDS = 0  # the limit counts in whole seconds: this is the shortest
-child.renew_cpu_limit()
+child.renew_cpu_limit(child.CPU_SECONDS)
 while True:
     pass
 """

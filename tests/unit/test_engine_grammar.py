@@ -12,9 +12,9 @@ import pytest
 
 from bench.agent_schemas import AGENT_SCHEMAS
 from bench.random_schemas import bounded, problem, random_schema
-from localrun.engine.grammar import trial as grammar_trial
 from localrun.engine.grammar.compiler import SOURCE_BYTES_MAX, GrammarCompiler, Matcher
 from localrun.engine.grammar.gbnf import lark_of_gbnf
+from localrun.engine.process import limited
 from localrun.engine.request import Grammar, GrammarKind
 from localrun.engine.runner import Vocabulary
 from localrun.errors import EngineError, GrammarError
@@ -449,7 +449,7 @@ def test_a_trial_that_ends_badly_spoils_no_other(compiler: GrammarCompiler) -> N
 def test_a_process_that_does_not_start_is_an_error_of_the_engine_s(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(grammar_trial.sys, "executable", "/bin/false")
+    monkeypatch.setattr(limited.sys, "executable", "/bin/false")
     compiler = GrammarCompiler(VOCABULARY, encode)
     try:
         with pytest.raises(EngineError, match="did not start"):

@@ -2,7 +2,7 @@
 
     python -P -m localrun.engine.grammar.child
 
-Reads frames (``frames.py``) on stdin and answers on stdout: first the control tokens that a
+Reads frames (``process/frames.py``) on stdin and answers on stdout: first the control tokens that a
 grammar may name, then one grammar a frame, compiled for a vocabulary of single bytes.
 
 llguidance bounds most of what a grammar may cost, but looks without a limit for a text that an
@@ -24,6 +24,7 @@ from typing import Final, cast
 from localrun.engine.grammar.text import GrammarTextError, guidance_of, limits
 from localrun.engine.grammar.vocabulary import byte_tokenizer
 from localrun.engine.process.frames import Frame, pack, read_frame
+from localrun.engine.process.limited import renew_cpu_limit
 from localrun.engine.request import GrammarKind
 
 ADDRESS_SPACE_BYTES: Final = 192 * 1024 * 1024
@@ -48,7 +49,7 @@ def main() -> None:
     writer.write(pack({"type": "ready"}))
     writer.flush()
     while (frame := read_frame(reader)) is not None:
-        renew_cpu_limit()
+        renew_cpu_limit(CPU_SECONDS)
         writer.write(pack(trials.answer(frame)))
         writer.flush()
 
@@ -97,19 +98,6 @@ def set_limits() -> None:
         pages = int(held.read_text(encoding="ascii").split()[0])
         most = pages * resource.getpagesize() + ADDRESS_SPACE_BYTES
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
-
-
-def renew_cpu_limit() -> None:
-    """The limit counts over a process's life, so each frame moves it."""
-    try:
-        import resource
-    except ImportError:
-        return
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    soft = int(used.ru_utime + used.ru_stime) + 1 + CPU_SECONDS
-    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    if hard == resource.RLIM_INFINITY or soft < hard:
-        resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
 
 
 if __name__ == "__main__":

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import threading
 from typing import BinaryIO, Final, cast
 
 from localrun.config import child_environment
+from localrun.engine.process import limited
 from localrun.engine.process.frames import Frame, pack, read_frame
 from localrun.engine.request import Grammar
 from localrun.engine.runner import Vocabulary
@@ -20,7 +20,7 @@ _NO_TEXT: Final = ("NoExtension", "NoExtensionBias")
 
 
 class GrammarTrial:
-    """Owns one child (``grammar_child.py``), started at the first grammar and again after a bad
+    """Owns one child (``child.py``), started at the first grammar and again after a bad
     one. Safe from any thread: grammars are tried one after the other."""
 
     def __init__(self, vocabulary: Vocabulary, *, deadline_s: float) -> None:
@@ -89,28 +89,12 @@ class GrammarTrial:
         return self._child
 
     def _spawn(self) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [sys.executable, "-P", "-m", "localrun.engine.grammar.child"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=child_environment(),
-            # A console window would open beside a full-screen program on Windows.
-            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
-        )
+        return limited.spawn("localrun.engine.grammar.child", child_environment())
 
     def _discard(self) -> None:
         child, self._child, self._ready = self._child, None, False
-        if child is None:
-            return
-        child.kill()
-        child.wait()
-        for pipe in (child.stdin, child.stdout):
-            assert pipe is not None
-            try:
-                pipe.close()
-            except OSError:
-                continue  # what was still buffered has no reader any more
+        if child is not None:
+            limited.end(child)
 
 
 def _exchange(
@@ -119,15 +103,7 @@ def _exchange(
     """Send a frame: the answer, None where the child ended, and whether the time ran out."""
     assert child.stdin is not None
     assert child.stdout is not None
-    expired = threading.Event()
-
-    def expire() -> None:
-        expired.set()
-        child.kill()
-
-    timer = threading.Timer(seconds, expire)
-    timer.daemon = True
-    timer.start()
+    deadline = limited.Deadline(child, seconds)
     try:
         child.stdin.write(frame)
         child.stdin.flush()
@@ -135,9 +111,8 @@ def _exchange(
     except (OSError, EngineError):
         answer = None  # the child ended while it was spoken to
     finally:
-        timer.cancel()
-        timer.join()
-    return answer, expired.is_set()
+        expired = deadline.end()
+    return answer, expired
 
 
 def shortened(text: str) -> str:
