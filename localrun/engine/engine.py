@@ -42,7 +42,7 @@ class Engine:
     """Generates for all requests at once, as far as the runner can, and fairly.
 
     ``threads`` None leaves the runner's thread count alone. ``drafting`` guesses what comes next
-    (``drafting.py``), ``states`` keeps what was computed across unload and restart; the engine
+    (``drafting/``), ``states`` keeps what was computed across unload and restart; the engine
     closes both. ``on_step`` is called on the engine's thread after each step's events; it must not
     block. Every method is safe to call from any thread. Every generation gets its last event, also
     when the engine is closed under it.
@@ -74,7 +74,6 @@ class Engine:
         self._jobs: deque[tuple[EmbeddingJob, Future[NDArray[np.float32]]]] = deque()
         self._embedding = False
         self._embedding_waits = False
-        self._slices = 0
         self._grammars: GrammarCompiler | None = None
         self._compiling = threading.Lock()
         self._closing = self._started = False
@@ -100,11 +99,6 @@ class Engine:
     @property
     def n_ctx(self) -> int:
         return self._n_ctx
-
-    @property
-    def steps(self) -> int:
-        """Grows while the engine is alive and has something to do."""
-        return self._scheduler.steps + self._slices
 
     def stats(self) -> RunnerStats:
         """The runner's counters when the last generation ended."""
@@ -274,7 +268,6 @@ class Engine:
         error: LocalrunError | None = None
         try:
             self._embedding = True
-            self._slices += 1
             self._embedding_waits = False
             done = future.cancelled() or (self._has_seat(job) and job.step(self._runner))
         except ForwardAborted:

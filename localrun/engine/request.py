@@ -1,6 +1,6 @@
 """Knows neither templates nor HTTP: what an engine is asked for, and what it answers.
 
-All values here cross the process boundary as JSON (``frames.py``).
+All values here cross the process boundary as JSON (``process/fields.py``).
 """
 
 from __future__ import annotations

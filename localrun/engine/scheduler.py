@@ -1,8 +1,7 @@
-"""Knows no threads but the one it runs on: which tokens go into the runner's next step.
+"""Knows no threads but the one it runs on: runs what was admitted, step by step.
 
-Each step is one forward: of every running stream its last token (and guesses, where they pay), and
-of the prompts not yet read as much as does not stall the streams. Runners that take fewer
-sequences a forward than there are get them in turns.
+A step is what the composer put together, one forward of it, and the draws; here is also whose
+failure, cancel or want of room ends or delays whom.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from localrun.engine.cache.common import common
 from localrun.engine.cache.prefix import PrefixCache
+from localrun.engine.composer import Composer
 from localrun.engine.costs import StepCosts
 from localrun.engine.queue import rank
 from localrun.engine.request import FinishReason
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 _MAX_RETRIES: Final = 3
 # A prompt that shares this much more with one being read than with the cache waits for it.
 _WORTH_WAITING: Final = 32
-# Rows of logits that guesses may make of a step, or eight a sequence: a plan has room for so many.
-_MOST_VERIFIED: Final = 32
 # A cancelled sequence's forward is cut short where it has more tokens of the step than this.
 _WORTH_ABORTING: Final = 32
 
@@ -62,16 +60,13 @@ class Scheduler:
         self._clock = clock
         self._give_way = give_way
         self._limits = runner.capabilities
-        depth = self._limits.rollback_depth
-        most = self._limits.max_tokens - 1
-        self._most_drafts = most if depth is None else min(depth, most)
         self._costs = StepCosts()
+        self._composer = Composer(self._limits, cache, self._costs)
         self._active: list[Sequence] = []
         self._threads: int | None = None
         self._rows = 0
         self._running = threading.Lock()
         self._in_forward: Many[Work] = ()
-        self.steps = 0
         self.stats = RunnerStats(memory_bytes={}, bytes_read={}, tokens=0)
 
     def start(self) -> None:
@@ -94,7 +89,7 @@ class Scheduler:
 
     def admit(self, sequence: Sequence) -> None:
         self._active.append(sequence)
-        sequence.begin(self._drafting if self._most_drafts else None, self._costs.rows)
+        sequence.begin(self._drafting if self._composer.drafts else None, self._costs.rows)
 
     def interrupt(self, sequence: Sequence) -> None:
         """From any thread: end ``sequence`` before its next step, and its running one soon.
@@ -125,8 +120,7 @@ class Scheduler:
         for sequence in [each for each in self._active if each.cancelled]:
             self._end(sequence, FinishReason.CANCELLED)
         self._take_timelines()
-        works = self._room_for(self._compose())
-        self.steps += 1
+        works = self._room_for(self._composer.compose(self._active))
         if not works:
             return
         rows = sum(len(work.tokens) for work in works if work.sequence.decoding)
@@ -223,79 +217,6 @@ class Scheduler:
             return
         self._active.remove(sequence)
         self._give_way(sequence)
-
-    def _compose(self) -> list[Work]:
-        """The next step's work, within what the runner takes at once."""
-        alone = next((each for each in self._active if each.alone), None)
-        if alone is not None:
-            self._turn([alone])
-            return [self._work_alone(alone)]
-        decoding = [each for each in self._active if each.decoding]
-        reading = [each for each in self._active if not each.decoding]
-        limit = self._limits
-        if len(self._active) > limit.max_batch:
-            return self._compose_in_turns(decoding, reading)
-        verified = min(limit.max_tokens, max(_MOST_VERIFIED, 8 * limit.max_batch))
-        most = max(0, min(self._most_drafts, verified // max(len(decoding), 1) - 1))
-        works = [each.next(most) for each in decoding[: limit.max_tokens]]
-        used = sum(len(work.tokens) for work in works)
-        room = self._costs.chunk(used, limit.max_tokens - used, [each.missing for each in reading])
-        return works + self._chunks(reading, room)
-
-    def _compose_in_turns(self, decoding: list[Sequence], reading: list[Sequence]) -> list[Work]:
-        """Those who waited longest come first: ``_turn`` has put them there."""
-        chosen = self._active[: self._limits.max_batch]
-        most = self._limits.max_tokens - len(chosen)
-        room = self._costs.chunk(len(decoding), most, [each.missing for each in reading])
-        share = max(1, room // max(1, sum(each in reading for each in chosen)))
-        works = [
-            each.next(self._most_drafts if len(chosen) == 1 else 0)
-            if each.decoding
-            else self._chunk(each, share)
-            for each in chosen
-        ]
-        self._turn(chosen)
-        return works
-
-    def _turn(self, chosen: list[Sequence]) -> None:
-        self._active = [each for each in self._active if each not in chosen] + chosen
-
-    def _work_alone(self, sequence: Sequence) -> Work:
-        if sequence.decoding:
-            return sequence.next(0)
-        return self._chunk(sequence, self._limits.max_tokens)
-
-    def _chunks(self, reading: list[Sequence], room: int) -> list[Work]:
-        """Prompts by rank, the shortest first; but where that is not the oldest, the oldest gets
-        half of the room, so that it comes to an end too."""
-        if not reading or room < 1:
-            return []
-        order = sorted(reading, key=lambda each: (rank(each), each.missing))
-        oldest = next(each for each in reading if rank(each) == rank(order[0]))
-        works = []
-        if oldest is not order[0]:
-            order.remove(oldest)
-            works.append(self._chunk(oldest, max(1, room // 2)))
-            room -= len(works[0].tokens)
-        for sequence in order:
-            if room < min(self._limits.least_chunk, sequence.missing):
-                break
-            works.append(self._chunk(sequence, room))
-            room -= len(works[-1].tokens)
-        return works
-
-    def _chunk(self, sequence: Sequence, limit: int) -> Work:
-        assert sequence.timeline is not None
-        border = self._cache.border(sequence.timeline, sequence.tokens)
-        if border is not None:
-            limit = min(limit, border - len(sequence.timeline.tokens))
-        return sequence.chunk(self._whole(max(1, limit), sequence.missing), border)
-
-    def _whole(self, limit: int, missing: int) -> int:
-        """``limit`` or a little less, so that what is left is no smaller than the least chunk."""
-        least = self._limits.least_chunk
-        lacks = least - (missing - limit)
-        return limit - lacks if 0 < lacks < least and limit - lacks >= least else limit
 
     def _room_for(self, works: list[Work]) -> list[Work]:
         """The works there are cells for; the last to come give way, and wait again."""

@@ -22,30 +22,11 @@ from localrun.engine.request import (
     GenerationRequest,
     SamplingParams,
     Timings,
-    TokenEvent,
     choices,
 )
 from localrun.errors import BusyError
-from tests.mock_runner import MockRunner, encode
-
-GREEDY = SamplingParams(temperature=0)
-
-
-def ask(id_: str, prompt: str = "hello", **fields: Any) -> GenerationRequest:
-    values = {"id": id_, "prompt": tuple(encode(prompt)), "sampling": GREEDY}
-    return GenerationRequest(**(values | fields))
-
-
-@contextmanager
-def running(runner: MockRunner, **options: Any) -> Iterator[Engine]:
-    engine = Engine(runner, **options)
-    try:
-        yield engine
-    finally:
-        runner.release()
-        engine.close()
-    assert runner.closed
-    assert runner.violations == []
+from tests.engines import ask, outcome, running
+from tests.mock_runner import MockRunner
 
 
 @contextmanager
@@ -56,11 +37,6 @@ def held(runner: MockRunner, **options: Any) -> Iterator[tuple[Engine, Generatio
         first = engine.submit(ask("first", "x", max_tokens=1))
         runner.entered.wait()
         yield engine, first
-
-
-def outcome(generation: Generation) -> tuple[str, TokenEvent]:
-    events = list(generation)
-    return "".join(event.text for event in events), events[-1]
 
 
 def timings(generation: Generation) -> Timings:
@@ -389,14 +365,6 @@ def test_requests_from_many_threads_are_all_answered() -> None:
         for at in (0, 4):
             request = ask(f"{name}{at}", f"{name} asks {at}", max_tokens=5)
             assert texts[request.id] == single(request)
-
-
-def test_steps_are_counted_so_that_a_hang_can_be_told_from_idleness() -> None:
-    runner = MockRunner("y" * 5)
-    with running(runner) as engine:
-        before = engine.steps
-        list(engine.submit(ask("a", max_tokens=3)))
-        assert engine.steps - before >= 3
 
 
 def test_nothing_is_left_in_the_runner_when_all_have_ended() -> None:

@@ -3,53 +3,26 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from localrun.engine.engine import Engine
 from localrun.engine.generation import Generation
 from localrun.engine.grammar import compiler as grammar_module
 from localrun.engine.queue import MAX_WAITING_OF_ONE, MOST_OVERTAKEN, Queue
 from localrun.engine.request import (
     EmbeddingRequest,
     FinishReason,
-    GenerationRequest,
     Grammar,
-    SamplingParams,
-    TokenEvent,
 )
 from localrun.engine.runner import Vocabulary
 from localrun.engine.sequence import Sequence as Waiting
 from localrun.errors import BusyError, EngineError
+from tests.engines import ask, outcome, running
 from tests.mock_runner import MockRunner, encode
-
-GREEDY = SamplingParams(temperature=0)
-
-
-def ask(id_: str, prompt: str = "hello", **fields: Any) -> GenerationRequest:
-    values = {"id": id_, "prompt": tuple(encode(prompt)), "sampling": GREEDY}
-    return GenerationRequest(**(values | fields))
-
-
-@contextmanager
-def running(runner: MockRunner, **options: Any) -> Iterator[Engine]:
-    engine = Engine(runner, **options)
-    try:
-        yield engine
-    finally:
-        runner.release()
-        engine.close()
-    assert runner.violations == []
-
-
-def outcome(generation: Generation) -> tuple[str, TokenEvent]:
-    events = list(generation)
-    return "".join(event.text for event in events), events[-1]
 
 
 def test_a_stream_outlives_any_number_of_prompts_cancelled_beside_it() -> None:

@@ -115,9 +115,10 @@ def served(runner: MockRunner) -> Iterator[Served]:
 
 def test_the_engine_ends_a_long_answer_that_nobody_reads_and_keeps_little_of_it() -> None:
     long = "0123456789" * 600
-    with served(MockRunner(long, n_ctx=50_000, max_sequences=2)) as desk:
+    runner = MockRunner(long, n_ctx=50_000, max_sequences=2)
+    with served(runner) as desk:
         desk.submit(1, request("a"))
-        while desk.engine._scheduler.steps < len(long):
+        while runner.count < len(long):
             threading.Event().wait(0.01)
         waiting = sum(len(data) for data in desk.outbox._waiting)
         assert desk.outbox.behind

@@ -6,7 +6,7 @@
 
 All numbers are little-endian. ``key`` and ``owner`` are digests; the tokens are a private text in
 another notation, so these files are as private as what was said. The checksums find damage, not
-malice: the folder is its user's alone. crc32 reads 3.7 GiB/s where sha256 reads 1.6.
+malice: the folder is its user's alone, and crc32 is the fastest that the standard library has.
 """
 
 from __future__ import annotations

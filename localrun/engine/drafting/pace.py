@@ -1,9 +1,9 @@
 """Knows no token: how many guesses to verify in a step, from what steps cost and guesses won.
 
 A step with guesses takes longer: by almost nothing where weights are read once for all rows (GPUs),
-by nearly as much as steps of their own where each row is computed anew (CPUs; measured: 10 ms for
-one row of a small model, 5 ms for each further one). So the cost of steps is measured by their
-rows, and the number of guesses is the one that promises most tokens a second, over all sequences.
+by nearly as much as steps of their own where each row is computed anew (CPUs). So the cost of steps
+is measured by their rows, and the number of guesses is the one that promises most tokens a second,
+over all sequences.
 """
 
 from __future__ import annotations

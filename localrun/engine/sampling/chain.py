@@ -5,7 +5,7 @@ The order is that of llama.cpp's default chain, so that its users' settings mean
 https://github.com/ggml-org/llama.cpp/blob/master/common/sampling.cpp):
 
 logit bias → repetition, frequency and presence penalties → DRY → grammar mask → top-k → typical →
-top-p → min-p → XTC (→ temperature → draw: ``sampling.py``).
+top-p → min-p → XTC (→ temperature → draw: ``sampler.py``).
 
 Three things differ. The mask stands before the cuts, so these share out what the grammar allows;
 llama.cpp draws without its grammar first, keeps a token that fits, and only else draws again in
