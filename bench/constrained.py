@@ -11,13 +11,13 @@ import argparse
 import json
 import os
 import statistics
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count, islice
 from typing import Any
 
 from agent_schemas import AGENT_SCHEMAS, Schema
+from ending import ended
 from random_schemas import bounded, problem, random_schema
 
 from localrun.backends.llamacpp.backend import load
@@ -216,13 +216,7 @@ def main() -> int:
         }
     finally:
         engine.close()
-    if chosen.json:
-        print(json.dumps(report))
-    else:
-        show(report)
-    for line in missed(report):
-        print(f"missed: {line}", file=sys.stderr)
-    return 1 if missed(report) else 0
+    return ended(report, missed(report), show, as_json=chosen.json)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import json
 import os
 import statistics
 import subprocess
@@ -23,6 +22,7 @@ from itertools import count
 from typing import Any, get_args
 
 import numpy as np
+from ending import ended
 from llama_cpp import llama_cpp as llama
 
 from localrun.backends.llamacpp.backend import load
@@ -262,13 +262,7 @@ def main() -> int:
     request = PlanRequest(n_ctx=N_CTX, kv_type=chosen.kv_type, threads=chosen.threads)
     plan = prepare(chosen.ref, request).plan
     report = measure(plan, chosen.rounds, chosen.prompt, chosen.decode)
-    if chosen.json:
-        print(json.dumps(report))
-    else:
-        show(report)
-    for line in missed(report):
-        print(f"missed: {line}", file=sys.stderr)
-    return 1 if missed(report) else 0
+    return ended(report, missed(report), show, as_json=chosen.json)
 
 
 if __name__ == "__main__":

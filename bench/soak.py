@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ending import ended
 from soak_answers import LEFT_BEHIND, STATE_BUDGET_BYTES
 from soak_clients import Client, Tally
 
@@ -213,13 +214,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
     report = asyncio.run(soak(chosen.minutes, chosen.seed))
-    if chosen.json:
-        print(json.dumps(report))
-    else:
-        show(report)
-    for line in missed(report):
-        print(f"missed: {line}", file=sys.stderr)
-    return 1 if missed(report) else 0
+    return ended(report, missed(report), show, as_json=chosen.json)
 
 
 if __name__ == "__main__":

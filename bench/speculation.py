@@ -10,13 +10,13 @@ missed.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
-import sys
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
+
+from ending import ended
 
 from localrun.backends.llamacpp.backend import load
 from localrun.cli.loading import prepare
@@ -169,13 +169,7 @@ def main() -> int:
     plan = prepare(chosen.ref, request).plan
     draft = None if chosen.draft is None else prepare(chosen.draft, request).plan
     report = measure(plan, draft, chosen.rounds)
-    if chosen.json:
-        print(json.dumps(report))
-    else:
-        show(report)
-    for line in missed(report):
-        print(f"missed: {line}", file=sys.stderr)
-    return 1 if missed(report) else 0
+    return ended(report, missed(report), show, as_json=chosen.json)
 
 
 if __name__ == "__main__":

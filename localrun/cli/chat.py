@@ -66,10 +66,7 @@ def chat(
     theme: Theme = "dark",
 ) -> None:
     """Open the full-screen chat."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise UsageError(
-            "chat needs a terminal", hint="`localrun run REF PROMPT` answers in a pipe"
-        )
+    _check_terminal()
     import asyncio
 
     from localrun.chat.history import History
@@ -91,11 +88,7 @@ def chat(
 
     async def open_model(name: str) -> ChatModel:
         if server is not None:
-            from localrun.chat.remote import RemoteChatModel
-
-            remote = RemoteChatModel(server, api_key, ref)
-            await remote.connect()
-            return remote
+            return await _remote(server, api_key, ref)
         prepared = await asyncio.to_thread(prepare, name, request, here)
         # A model chosen later on the screen may be of another family than the one that guesses.
         mine = wanted if name == model_ref else Guessing(wanted.on)
@@ -123,3 +116,18 @@ def chat(
         theme=theme,
     )
     app.run()
+
+
+def _check_terminal() -> None:
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UsageError(
+            "chat needs a terminal", hint="`localrun run REF PROMPT` answers in a pipe"
+        )
+
+
+async def _remote(server: str, api_key: str | None, ref: str | None) -> ChatModel:
+    from localrun.chat.remote import RemoteChatModel
+
+    remote = RemoteChatModel(server, api_key, ref)
+    await remote.connect()
+    return remote
