@@ -280,18 +280,6 @@ def test_an_end_token_ends_a_text_that_could_go_on(compiler: GrammarCompiler) ->
     matcher.accept(EOS)
 
     assert matcher.finished
-    assert matcher.forced() == []
-
-
-def test_what_must_come_next_is_known_without_a_model(compiler: GrammarCompiler) -> None:
-    matcher = compiler.compile(Grammar("regex", "(a|b)cdef?"))
-
-    assert matcher.forced() == []
-    matcher.accept(ord("b"))
-    assert matcher.forced() == encode("cde")
-    matcher.prepare()
-    assert matcher.forced() == encode("cde")
-    assert allowed(matcher) == [ord("c")]
 
 
 def test_a_token_outside_the_mask_is_an_error_of_the_engine_s(compiler: GrammarCompiler) -> None:
@@ -420,19 +408,17 @@ def test_a_grammar_that_no_token_of_the_model_fits_is_refused_and_no_hang() -> N
         compiler.close()
 
 
-def test_forced_text_is_that_text_where_a_tokenizer_puts_a_space_in_front() -> None:
+def test_a_text_is_that_text_where_a_tokenizer_puts_a_space_in_front() -> None:
     def spaced(text: str) -> list[int]:
         return encode(" " + text)
 
     compiler = GrammarCompiler(VOCABULARY, spaced)
     try:
         matcher = compiler.compile(Grammar("choice", '["hello", "help"]'))
-        forced = matcher.forced()
         follows = accepts(matcher, "help")
     finally:
         compiler.close()
 
-    assert forced == encode("hel")
     assert follows
 
 

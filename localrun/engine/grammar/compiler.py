@@ -173,7 +173,6 @@ class Matcher:
         self._threads = threads
         self._pending: Future[Mask] | None = None
         self._mask: Mask | None = None
-        self._ended = False
         self._spent_s = 0.0
         self._steps = 0
         self.finished = following.matcher.is_stopped()
@@ -212,16 +211,7 @@ class Matcher:
             if "doesn't satisfy the grammar" in matcher.get_error():
                 raise EngineError(f"token {token} was drawn, which the grammar does not allow")
             self._following.check()
-        self._ended = token in self._vocabulary.end
         self.finished = matcher.is_stopped()
-
-    def forced(self) -> list[int]:
-        """Tokens that must come next, as the model would write them; perhaps none."""
-        if self.finished or self._ended:
-            return []
-        matcher = self._settled()
-        tokens = matcher.compute_ff_tokens()
-        return tokens[: matcher.validate_tokens(tokens)]
 
     def close(self) -> None:
         """Give up a mask that is being computed."""
