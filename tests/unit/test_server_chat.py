@@ -185,7 +185,7 @@ async def test_who_asks_is_told_apart_by_key_address_and_user() -> None:
         await client.post(CHAT, json=question | {"user": "ada"}, headers={"x-api-key": "k"})
 
     nobody, ada = (options.context for _, options in chat.asked)
-    assert (nobody.owner, nobody.client) == ("", "127.0.0.1/")
+    assert (nobody.owner, nobody.client) == ("", "127.0.0.1 ")
     assert ada.owner
     assert ada.client == f"{ada.owner}/ada"
 
