@@ -39,6 +39,8 @@ from localrun.plan.plan import Plan, PlanRequest
 BOUNDS = {1: 0.97, 8: 1.0}
 STALL_BOUND = 3.0
 WARM_UP_TOKENS = 16
+# A server's compute threads turn for a while after their last step, on the other one's cores.
+PAUSE_S = 0.5
 # No prefix is shared but what the template writes before a system message.
 CACHED_MOST = 16
 
@@ -163,6 +165,7 @@ async def rounds_of(
     for turn in range(rounds):
         for program in programs if turn % 2 == 0 else reversed(programs):
             key = f"{streams} {turn}"
+            await asyncio.sleep(PAUSE_S)
             found[program.name].append(await drive(program, work, streams, work.answer, key))
     return found
 

@@ -112,6 +112,7 @@ def _executable(saved: Plan, machine: Machine, path: Path) -> None:
         ("parallel", told.parallel, 1, 256),
         ("ubatch", told.ubatch, 1, min(_MOST_UBATCH, max(1, told.n_ctx * told.parallel))),
         ("threads", told.threads, 1, cores),
+        ("threads_min", told.threads_min, 1, told.threads),
         ("threads_max", told.threads_max, told.threads, cores),
         ("gpu_layers", told.gpu_layers, 0, _MOST_LAYERS),
         ("slots_per_layer", told.slots_per_layer, 0, _MOST_LAYERS),

@@ -31,6 +31,7 @@ from localrun.engine.engine import Engine
 from localrun.engine.options import EngineOptions
 from localrun.engine.process import fields, frames
 from localrun.engine.process.desk import Desk
+from localrun.engine.process.inbox import inbox
 from localrun.engine.process.outbox import Outbox
 from localrun.engine.runner import ModelRunner
 from localrun.engine.threads import ThreadRange
@@ -47,9 +48,8 @@ def main(arguments: list[str]) -> int:
     # Ctrl-C goes to the whole terminal group: the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.excepthook = _end_after
-    with socket.socket(fileno=int(arguments[0])) as channel, channel.makefile("rb") as incoming:
-        loaded = _end_with_parent(channel)
-        return _serve(channel, incoming, loaded)
+    with socket.socket(fileno=int(arguments[0])) as channel:
+        return _serve(channel, inbox(channel), _end_with_parent(channel))
 
 
 def _end_with_parent(channel: socket.socket) -> threading.Event:
@@ -105,7 +105,8 @@ def make(plan: Plan, loader: str, options: EngineOptions, *, on_step: Callable[[
 
     UsageError where the model that is to guess has another vocabulary.
     """
-    threads = ThreadRange(plan.execution.threads, plan.execution.threads_max)
+    told = plan.execution
+    threads = ThreadRange(told.threads, minimum=told.threads_min, maximum=told.threads_max)
     states = None if options.state_folder is None else partial(open_states, plan, options)
     runner = load(loader, plan)
     drafting = make_drafting(options)

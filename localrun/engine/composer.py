@@ -50,6 +50,8 @@ class Composer:
         verified = min(limit.max_tokens, max(_MOST_VERIFIED, 8 * limit.max_batch))
         most = max(0, min(self._drafts, verified // max(len(decoding), 1) - 1))
         works = [each.next(most) for each in decoding[: limit.max_tokens]]
+        if not reading:
+            return works  # the most steps by far: what a chunk would cost is nobody's question
         used = sum(len(work.tokens) for work in works)
         room = self._costs.chunk(used, limit.max_tokens - used, [each.missing for each in reading])
         return works + self._chunks(reading, room)

@@ -43,6 +43,14 @@ class StepCosts:
             alone, chunk = 0.0, rows + chunk
         self._per_token.append(max(seconds - alone, 0.0) / chunk)
 
+    @property
+    def per_token(self) -> float | None:
+        """Seconds that a token of a prompt takes; None before any was read."""
+        if not self._per_token:
+            return None
+        # A neighbour makes steps longer and nothing makes them shorter: not the median.
+        return max(sorted(self._per_token)[len(self._per_token) // 3], 1e-9)
+
     def chunk(self, rows: int, most: int, waiting: Sequence[int] = (1 << 62,)) -> int:
         """How many tokens of prompts may join a step of ``rows``; at most ``most``.
 
@@ -50,10 +58,9 @@ class StepCosts:
         """
         if rows == 0:
             return most
-        if not self._per_token:
+        each = self.per_token
+        if each is None:
             return min(most, _FIRST_CHUNK)
-        # A neighbour makes steps longer and nothing makes them shorter: not the median.
-        each = max(sorted(self._per_token)[len(self._per_token) // 3], 1e-9)
         alone = self.rows.seconds(rows)
         room = (STRETCH - 1.0) * (rows * each if alone is None else alone)
         if min(waiting, default=0) * each <= SHORT_S:

@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from localrun.engine.cache.prefix import PrefixCache
+from localrun.engine.costs import StepCosts
 from localrun.engine.generation import Generation
 from localrun.engine.limits import MAX_WAITING, check
 from localrun.engine.queue import Queue
@@ -225,9 +226,21 @@ class Engine:
             if self._drafting is not None:
                 self._drafting.start(vocabulary)
             store = None if self._states is None else self._states(self._runner)
-            self._cache = PrefixCache(self._runner, turn_ends=vocabulary.end, store=store)
+            costs = StepCosts()
+            self._cache = PrefixCache(
+                self._runner,
+                turn_ends=vocabulary.end,
+                store=store,
+                per_token=lambda: costs.per_token,
+            )
             self._scheduler = Scheduler(
-                self._runner, self._cache, self._tuner, self._drafting, self._clock, self._put_back
+                self._runner,
+                self._cache,
+                costs,
+                self._tuner,
+                self._drafting,
+                self._clock,
+                self._put_back,
             )
             self._scheduler.start()
         except LocalrunError as error:

@@ -48,6 +48,7 @@ class Scheduler:
         self,
         runner: ModelRunner,
         cache: PrefixCache,
+        costs: StepCosts,
         tuner: ThreadTuner | None,
         drafting: Drafting | None,
         clock: Clock,
@@ -60,7 +61,7 @@ class Scheduler:
         self._clock = clock
         self._give_way = give_way
         self._limits = runner.capabilities
-        self._costs = StepCosts()
+        self._costs = costs
         self._composer = Composer(self._limits, cache, self._costs)
         self._active: list[Sequence] = []
         self._threads: int | None = None

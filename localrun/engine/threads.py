@@ -39,10 +39,11 @@ _LASTING: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class ThreadRange:
-    """Where the engine starts, and how far its measurements may raise the count."""
+    """Where the engine starts, and between which counts its measurements move it."""
 
     start: int
     maximum: int
+    minimum: int = 1
 
 
 class ThreadTuner:
@@ -90,7 +91,7 @@ class ThreadTuner:
 
     def observe(self, threads: int, seconds: float) -> int:
         """Take note of one decode step; returns the count of the next one."""
-        if threads == self.decode_threads:
+        if threads == self.decode_threads and len(self._ladder) > 1:
             if self._trial is None:
                 self._watch(seconds)
             else:
@@ -166,10 +167,10 @@ class ThreadTuner:
 
 
 def _ladder(threads: ThreadRange) -> list[int]:
-    """Counts in steps of a quarter, from 1 to the maximum, with the start among them."""
+    """Counts in steps of a quarter, from the least to the most, with the start among them."""
     counts = {min(threads.start, threads.maximum)}
     count = threads.maximum
-    while count >= 1:
+    while count >= max(1, threads.minimum):
         counts.add(count)
         count = count * 3 // 4
     return sorted(counts)

@@ -138,6 +138,8 @@ def execution(
         kv_type=choice.kv_type,
         threads=threads,
         threads_max=threads,
+        # A count that was asked for is obeyed.
+        threads_min=request.threads or 1,
         mmap=maps_files(found, spec),
         gpu_layers=choice.card_layers if made.cards else 0,
         flash_attention=bool(made.cards)

@@ -121,7 +121,7 @@ class Execution:
     """Parameters a runner is loaded with.
 
     ``n_ctx`` is the context of each of ``parallel`` sequences. ``threads`` is where the engine
-    starts, ``threads_max`` how far its measurements may raise it.
+    starts, its measurements move it from ``threads_min`` to ``threads_max``.
     ``gpu_layers`` counts layers on devices, the output head being one more. ``tensor_overrides``
     are (regular expression over tensor names, tier) pairs, the first that matches decides;
     ``tensor_split`` is the share of the offloaded layers by device. ``slots_per_layer`` counts the
@@ -142,6 +142,7 @@ class Execution:
     tensor_overrides: tuple[tuple[str, str], ...] = ()
     slots_per_layer: int = 0
     engram: str = ""
+    threads_min: int = 1
 
 
 @dataclass(frozen=True, slots=True)

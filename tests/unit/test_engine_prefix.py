@@ -585,6 +585,24 @@ def test_a_timeline_that_gives_way_is_found_on_the_disk(store: StateStore) -> No
     assert [peek(cache, [*p, 9]) for p in (LONG, [7] * 100, [8] * 100)] == [200, 100, 100]
 
 
+@pytest.mark.parametrize(
+    ("per_token", "saves"), [(None, 2), (0.0199, 1), (0.0201, 2), (0.0099, 0), (0.0101, 1)]
+)
+def test_what_is_read_again_in_no_time_gives_way_without_a_write(
+    store: StateStore, per_token: float | None, saves: int
+) -> None:
+    runner = OwnedRunner()
+    cache = PrefixCache(runner, store=store, per_token=lambda: per_token)
+    for prompt in (LONG, [7] * 100, [8] * 100):
+        cache.park(hold(runner, cache, prompt))
+        assert store.flush(10)
+
+    assert cache.counters.evictions == 2
+    assert cache.counters.saves == saves
+    cache.close()
+    assert cache.counters.saves == saves + 1  # what is there at the end is kept however short
+
+
 def test_a_timeline_that_is_cut_to_a_smaller_part_is_found_on_the_disk(store: StateStore) -> None:
     runner = OwnedRunner()
     cache = PrefixCache(runner, store=store)

@@ -348,7 +348,8 @@ async def test_a_frame_that_no_engine_sends_ends_the_child_and_its_requests() ->
         assert isinstance(child, Child)
         running = asyncio.ensure_future(collect(engine, request()))
         await engine.tokenize("x")
-        child._channel.data_received(b"\xff\xff\xff\xff")
+        child._channel.get_buffer(4)[:4] = b"\xff\xff\xff\xff"
+        child._channel.buffer_updated(4)
         with pytest.raises(EngineCrashedError, match="announces 4294967295 bytes"):
             await running
 

@@ -132,6 +132,13 @@ def test_a_low_start_is_raised_to_the_maximum() -> None:
     assert tuner.decode_threads == 8
 
 
+def test_a_count_that_was_asked_for_is_kept_whatever_a_neighbour_does() -> None:
+    tuner = ThreadTuner(ThreadRange(4, 4, minimum=4))
+    simulate(tuner, 4, lambda step: 3 if step > 20 else 0, 400)
+
+    assert (tuner.decode_threads, tuner.prefill_threads) == (4, 4)
+
+
 def test_a_single_count_is_never_left() -> None:
     tuner = ThreadTuner(ThreadRange(1, 1))
     simulate(tuner, 2, lambda step: step % 2, 200)

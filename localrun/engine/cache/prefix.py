@@ -19,6 +19,9 @@ CHECKPOINT_BYTES: Final = 256 << 20
 # Moving the state of a token costs this part of computing one; see `states.py` for the disk.
 _HOST_SHARE: Final = 64
 _WORTH_SAVING: Final = 2 * SHORT
+# Only what takes so long to read again is written when others need its room: many short prompts
+# would wear the disk, and writing takes time from the next one.
+_WORTH_WRITING_S: Final = 2.0
 _CLOSE_S: Final = 5.0
 
 
@@ -74,16 +77,19 @@ class PrefixCache:
         turn_ends: frozenset[int] = frozenset(),
         store: StateStore | None = None,
         budget_bytes: int | None = None,
+        per_token: Callable[[], float | None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``turn_ends`` are the tokens after which a conversation may go on differently;
-        ``budget_bytes`` bounds the states in host memory (``checkpoint``)."""
+        ``budget_bytes`` bounds the states in host memory (``checkpoint``); ``per_token`` tells the
+        seconds that reading one takes, None where nobody knows."""
         self._runner = runner
         self._can = runner.capabilities
         self._cuts_anywhere = self._can.rollback_depth is None
         self._turn_ends = turn_ends
         self._store = store
         self._checkpoints = Checkpoints(CHECKPOINT_BYTES if budget_bytes is None else budget_bytes)
+        self._per_token = per_token
         self._clock = clock
         self._live: list[Timeline] = []
         self._parked: list[Timeline] = []  # the one to evict next comes first
@@ -371,21 +377,22 @@ class PrefixCache:
                     self.cut(timeline, most)
 
     def _save(self, timeline: Timeline, until: float | None = None) -> None:
-        """Write what is about to be lost to the disk."""
-        if self._store is None or len(timeline.tokens) < _WORTH_SAVING:
+        """Write what is about to be lost to the disk; ``until`` is how long the end may take."""
+        length, each = len(timeline.tokens), self._per_token()
+        if length < _WORTH_SAVING:
             return
-        size = len(timeline.tokens) * self._can.state_bytes_per_token
+        if until is None and each is not None and length * each < _WORTH_WRITING_S:
+            return
+        size = length * self._can.state_bytes_per_token
         if self._wants(timeline.owner, timeline.tokens, size, until):
             with suppress(EngineError):
                 self._put(timeline.owner, timeline.tokens, self._runner.save(timeline.id))
 
     def _wants(self, owner: str, tokens: list[int], size: int, until: float | None) -> bool:
         wait = 0.0 if until is None else until - self._clock()
-        return (
-            self._store is not None
-            and wait >= 0
-            and self._store.wants(owner, tokens, size, whole=not self._cuts_anywhere, wait_s=wait)
-        )
+        if self._store is None or wait < 0:
+            return False
+        return self._store.wants(owner, tokens, size, whole=not self._cuts_anywhere, wait_s=wait)
 
     def _put(self, owner: str, tokens: list[int], state: bytes) -> None:
         whole = not self._cuts_anywhere

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from typing import Final
 
 from localrun.engine.process import frames
 from localrun.errors import EngineError
 
+# More than the events of any step take; a longer frame comes in parts.
+_BUFFER_BYTES: Final = 256 * 1024
 
-class Channel(asyncio.Protocol):
+
+class Channel(asyncio.BufferedProtocol):
     """Frames come to ``on_frame`` as they arrive; ``on_end`` is told once that no more can come,
     with the damage where the other side sent what is none.
 
@@ -23,6 +27,8 @@ class Channel(asyncio.Protocol):
         self._on_frame = on_frame
         self._on_end = on_end
         self._frames = frames.FrameBuffer()
+        # Kept: what asyncio would make for each read costs more than the reading.
+        self._buffer = memoryview(bytearray(_BUFFER_BYTES))
         self._transport: asyncio.Transport
         self._damage: Exception | None = None
         self._writable = asyncio.Event()
@@ -65,15 +71,18 @@ class Channel(asyncio.Protocol):
         """End now."""
         self._transport.abort()
 
-    # asyncio.Protocol.
+    # asyncio.BufferedProtocol.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, _: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
         try:
-            for frame in self._frames.feed(data):
+            for frame in self._frames.feed(bytes(self._buffer[:nbytes])):
                 self._on_frame(frame)
         except (EngineError, LookupError, TypeError, ValueError) as damage:
             self._damage = damage
