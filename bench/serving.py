@@ -155,18 +155,17 @@ def _busy_s() -> float:
     return float(sum(times) - guests - idle)
 
 
-async def rounds_of(
-    programs: Sequence[Program], work: Work, streams: int, rounds: int
-) -> dict[str, list[Round]]:
-    """Rounds of each server, turning the order round every time."""
-    found: dict[str, list[Round]] = {program.name: [] for program in programs}
+async def round_of(
+    programs: Sequence[Program], work: Work, streams: int, turn: int
+) -> dict[str, Round]:
+    """A round of each server; the order turns round every time."""
+    fit = await fitted(programs, work)
     for program in programs:  # warms pages, caches and clocks
-        await drive(program, work, streams, WARM_UP_TOKENS, f"warm {program.name}")
-    for turn in range(rounds):
-        for program in programs if turn % 2 == 0 else reversed(programs):
-            key = f"{streams} {turn}"
-            await asyncio.sleep(PAUSE_S)
-            found[program.name].append(await drive(program, work, streams, work.answer, key))
+        await drive(program, fit, streams, WARM_UP_TOKENS, f"warm {program.name} {turn}")
+    found = {}
+    for program in programs if turn % 2 == 0 else reversed(programs):
+        await asyncio.sleep(PAUSE_S)
+        found[program.name] = await drive(program, fit, streams, fit.answer, f"{streams} {turn}")
     return found
 
 
@@ -204,7 +203,8 @@ def summary(rounds: Sequence[Round]) -> dict[str, Any]:
 
 
 def measure(chosen: argparse.Namespace, program: Path) -> dict[str, Any]:
-    """Both servers for each number of streams; both are loaded and one is driven at a time."""
+    """Both servers for each number of streams, started anew for each round; one is driven at a
+    time."""
     report: dict[str, Any] = {
         "versions": {
             "localrun": __version__,
@@ -219,17 +219,18 @@ def measure(chosen: argparse.Namespace, program: Path) -> dict[str, Any]:
     for streams in chosen.streams:
         context = chosen.ctx or _rounded(chosen.prompt + chosen.generate)
         plan = _plan(chosen, context, streams)
-        with ExitStack() as stack:
-            programs = _start(stack, program, plan)
-            fit = asyncio.run(fitted(programs, work))
-            rounds = asyncio.run(rounds_of(programs, fit, streams, chosen.rounds))
-        ours, theirs = summary(rounds["ours"]), summary(rounds["theirs"])
+        rounds = []
+        for turn in range(chosen.rounds):
+            with ExitStack() as stack:
+                programs = _start(stack, program, plan)
+                rounds.append(asyncio.run(round_of(programs, work, streams, turn)))
+        ours, theirs = (summary([each[name] for each in rounds]) for name in ("ours", "theirs"))
         report["streams"][streams] = {
             "commands": {each.name: shlex.join(each.command) for each in programs},
             "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
             "ours": ours,
             "theirs": theirs,
-            "ratio": ours["tps"] / theirs["tps"],
+            "ratio": statistics.median(each["ours"].tps / each["theirs"].tps for each in rounds),
         }
         if not chosen.json:
             show_streams(streams, report["streams"][streams])
