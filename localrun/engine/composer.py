@@ -42,8 +42,10 @@ class Composer:
         if alone is not None:
             _turn(active, [alone])
             return [self._work_alone(alone)]
-        decoding = [each for each in active if each.decoding]
-        reading = [each for each in active if not each.decoding]
+        decoding: list[Sequence] = []
+        reading: list[Sequence] = []
+        for each in active:
+            (decoding if each.decoding else reading).append(each)
         limit = self._limits
         if len(active) > limit.max_batch:
             return self._compose_in_turns(active, decoding, reading)

@@ -124,9 +124,13 @@ class Scheduler:
         works = self._room_for(self._composer.compose(self._active))
         if not works:
             return
-        rows = sum(len(work.tokens) for work in works if work.sequence.decoding)
-        chunk = sum(len(work.tokens) for work in works) - rows
-        drafts = sum(work.drafts for work in works)
+        rows = chunk = drafts = 0
+        for work in works:
+            drafts += work.drafts
+            if work.sequence.decoding:
+                rows += len(work.tokens)
+            else:
+                chunk += len(work.tokens)
         threads = self._set_threads(rows, chunk, drafts)
         began = self._clock()
         try:

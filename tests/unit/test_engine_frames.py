@@ -173,6 +173,7 @@ BAD_STREAMS = {
     "not utf-8": frames.PREFIX.pack(2) + b'"\xff',
     "not an object": frames.PREFIX.pack(2) + b"[]",
     "no type": frames.PREFIX.pack(2) + b"{}",
+    "two objects": frames.PREFIX.pack(24) + 2 * b'{"type":"a"}',
     "a bomb of brackets": frames.PREFIX.pack(100_000) + b"[" * 100_000,
 }
 

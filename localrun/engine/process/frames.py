@@ -30,8 +30,9 @@ _ERROR_FIELDS = {
     "OutOfMemoryError": ("tier", "needed_bytes", "held_bytes"),
 }
 
-# Made once: json.dumps would make one for each frame.
+# Made once: json.dumps would make one for each frame, and json.loads first guess the encoding.
 _encode = json.JSONEncoder(ensure_ascii=True, separators=(",", ":")).encode
+_decode = json.JSONDecoder().raw_decode
 _MISMATCH = "the engine's process is damaged or of another version: start localrun again"
 
 
@@ -71,11 +72,14 @@ def unpack(body: bytes | bytearray) -> Frame:
         EngineError: not JSON, or not an object with a ``type``.
     """
     try:
-        frame = json.loads(body)
+        text = str(body, "utf-8")
+        frame, end = _decode(text)
     except (ValueError, RecursionError) as error:
         raise EngineError(
             f"a frame of {len(body)} bytes is not JSON: {error}", hint=_MISMATCH
         ) from error
+    if end < len(text):
+        raise EngineError(f"a frame of {len(body)} bytes goes on after its JSON", hint=_MISMATCH)
     if not isinstance(frame, dict) or not isinstance(frame.get("type"), str):
         raise EngineError("a frame is not an object with a type", hint=_MISMATCH)
     return frame
