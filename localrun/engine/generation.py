@@ -34,6 +34,7 @@ class Generation(Iterator[TokenEvent]):
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._waiting = False
+        self._told = False
         self._events: deque[TokenEvent] = deque()
         self._joined = Joined()
         self._final: TokenEvent | None = None
@@ -55,6 +56,11 @@ class Generation(Iterator[TokenEvent]):
                 self._changed.wait()
             return event
 
+    @property
+    def urgent(self) -> bool:
+        """Whether somebody waits for what comes next: the first text, and the end."""
+        return self._final is not None or not self._told
+
     def poll(self) -> list[TokenEvent]:
         """The events there are, without waiting; the last one of the stream has ``finish``."""
         with self._lock:
@@ -62,6 +68,7 @@ class Generation(Iterator[TokenEvent]):
             self._events.clear()
             while (event := self._take()) is not None:
                 events.append(event)
+            self._told = self._told or any(event.text for event in events)
             return events
 
     def cancel(self) -> None:

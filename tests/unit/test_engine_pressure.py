@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -62,8 +64,8 @@ def test_a_reader_that_is_gone_is_nothing_to_an_outbox() -> None:
 class Served:
     """A desk in this process, and its parent's end."""
 
-    def __init__(self, runner: MockRunner) -> None:
-        self.desk = Desk()
+    def __init__(self, runner: MockRunner, clock: Callable[[], float]) -> None:
+        self.desk = Desk(clock)
         self.parent, self._child = socket.socketpair()
         self.engine = Engine(runner, on_step=self.desk.stepped)
         self.outbox = Outbox(self._child, self.desk.deliver)
@@ -104,8 +106,8 @@ class Served:
 
 
 @contextmanager
-def served(runner: MockRunner) -> Iterator[Served]:
-    desk = Served(runner)
+def served(runner: MockRunner, clock: Callable[[], float] = time.monotonic) -> Iterator[Served]:
+    desk = Served(runner, clock)
     try:
         yield desk
     finally:
@@ -113,10 +115,25 @@ def served(runner: MockRunner) -> Iterator[Served]:
         desk.close()
 
 
+def test_texts_of_one_picture_travel_together_but_for_the_first_and_the_last() -> None:
+    text = "one picture " * 16
+    with served(MockRunner(text), clock=lambda: 0.0) as desk:
+        desk.submit(1, request())
+        events = [event.text for event in desk.stream(1) if event.text]
+    with served(MockRunner(text), clock=itertools.count().__next__) as desk:
+        desk.submit(1, request())
+        steps = [event.text for event in desk.stream(1) if event.text]
+
+    assert "".join(events) == "".join(steps) == text
+    # How far the engine is before its first text is asked for is chance.
+    assert 1 <= len(events) <= 3
+    assert len(steps) > len(text) // 2
+
+
 def test_the_engine_ends_a_long_answer_that_nobody_reads_and_keeps_little_of_it() -> None:
     long = "0123456789" * 600
     runner = MockRunner(long, n_ctx=50_000, max_sequences=2)
-    with served(runner) as desk:
+    with served(runner, clock=itertools.count().__next__) as desk:
         desk.submit(1, request("a"))
         while runner.count < len(long):
             threading.Event().wait(0.01)

@@ -3,17 +3,21 @@
 The parent's frames are taken on one thread, which no request may hold up. The events of all
 generations leave in one frame for each of the engine's steps, sent by the engine's own thread: any
 other would have to fight it for the interpreter. While the parent does not read, events wait in
-their generations, where they melt together.
+their generations, where they melt together; and for as long as a screen shows one picture, where
+steps are shorter: to take in a text costs the port more than a small model's sampling, on a core
+that the next step wants.
 """
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from localrun.engine.engine import Engine
 from localrun.engine.generation import Generation
@@ -33,11 +37,16 @@ if TYPE_CHECKING:
 
 Work = Callable[[frames.Frame], object]
 
+# 60 pictures a second.
+PICTURE_S: Final = 1 / 60
+
 
 class Desk:
     """One parent's requests. ``stepped`` is what the engine calls after each step."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._delivered = -math.inf
         # None is a request that the engine has not taken yet.
         self._running: dict[int, Generation | None] = {}
         self._embeddings: dict[int, Vectors] = {}
@@ -78,7 +87,11 @@ class Desk:
     def stepped(self) -> None:
         """On the engine's thread: the engine goes on, and may have made events."""
         self._steps += 1
-        self.deliver()
+        if self._clock() - self._delivered >= PICTURE_S or any(
+            generation is not None and generation.urgent
+            for generation in map(self._running.get, tuple(self._ready))
+        ):
+            self.deliver()
 
     def deliver(self) -> None:
         """Send what the generations have ready, unless the parent is behind. From any thread."""
@@ -94,6 +107,7 @@ class Desk:
                     if event.finish is not None:
                         del self._running[call]
             if events:
+                self._delivered = self._clock()
                 self._send_events(events)
 
     def _send_events(self, events: list[fields.EventFields]) -> None:
