@@ -10,13 +10,15 @@ DeviceKind = Literal["cpu", "gpu", "igpu", "accelerator"]
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device the installed library was built for and finds on this machine. Memory in bytes."""
+    """A device the installed library was built for and finds on this machine.
+
+    Nothing that only a working device tells: to ask a CUDA card for its memory starts a context on
+    it, 526 MiB on an H100 that a plan to the last byte does not get back.
+    """
 
     name: str
     description: str
     kind: DeviceKind
-    total: int
-    free: int
 
 
 @dataclass(frozen=True, slots=True)

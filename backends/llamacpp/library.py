@@ -118,21 +118,15 @@ def devices() -> tuple[Device, ...]:
     name = _function(base, "ggml_backend_dev_name", ctypes.c_char_p, handle)
     description = _function(base, "ggml_backend_dev_description", ctypes.c_char_p, handle)
     kind = _function(base, "ggml_backend_dev_type", ctypes.c_int, handle)
-    sizes = ctypes.POINTER(ctypes.c_size_t)
-    memory = _function(base, "ggml_backend_dev_memory", None, handle, sizes, sizes)
     found = []
     for index in range(_function(registry, "ggml_backend_dev_count", ctypes.c_size_t)()):
         device = get(index)
-        free, total = ctypes.c_size_t(), ctypes.c_size_t()
-        memory(device, ctypes.byref(free), ctypes.byref(total))
         at = kind(device)
         found.append(
             Device(
                 name=name(device).decode(),
                 description=description(device).decode("utf-8", "replace"),
                 kind=_DEVICE_KINDS[at] if at < len(_DEVICE_KINDS) else "accelerator",
-                total=total.value,
-                free=free.value,
             )
         )
     return tuple(found)

@@ -156,6 +156,9 @@ class LlamaCppRunner:
                     self._decode(context, [batch[at] for at in chosen], lengths)
                     gathered.add(chosen, self._rows(context))
                 rows = gathered.rows
+        if not len(rows):
+            # Only logits are waited for: a card would still compute, and the next step seem slow.
+            llama.llama_synchronize(context)
         self._forward_s += time.perf_counter() - start
         return NumpyLogits(rows)
 

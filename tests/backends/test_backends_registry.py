@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -103,7 +104,26 @@ def test_the_installed_library_shows_its_devices() -> None:
     assert report.openmp is not None
     cpu = [device for device in report.devices if device.kind == "cpu"]
     assert len(cpu) == 1
-    assert cpu[0].total > 0
+    assert cpu[0].description
+
+
+def test_a_probe_leaves_cards_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A card that is asked for its memory keeps a context for as long as the process lives."""
+    pytest.importorskip("llama_cpp", reason="llama_cpp is not installed")
+    from localrun.backends.llamacpp import library
+
+    asked = []
+    real = library._function
+
+    def noted(where: Any, name: str, *prototype: Any) -> Any:
+        asked.append(name)
+        return real(where, name, *prototype)
+
+    monkeypatch.setattr(library, "_function", noted)
+    assert llamacpp.probe().devices
+
+    assert "ggml_backend_dev_get" in asked
+    assert "ggml_backend_dev_memory" not in asked
 
 
 def test_a_gpu_is_ready_only_where_there_is_one_and_the_library_sees_it() -> None:

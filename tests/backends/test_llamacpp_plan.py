@@ -158,7 +158,7 @@ def test_devices_get_their_shares_and_the_cache_its_place(
     from localrun.backends.llamacpp import parameters as module
     from localrun.backends.report import Device
 
-    two = tuple((at, Device(f"CUDA{at}", "", "gpu", 0, 0)) for at in (0, 1))
+    two = tuple((at, Device(f"CUDA{at}", "", "gpu")) for at in (0, 1))
     monkeypatch.setattr(module, "gpus", lambda: two)
     execution = replace(PLAIN, gpu_layers=20, tensor_split=(3.0, 1.0))
 
