@@ -13,7 +13,7 @@ class Device:
     """A device the installed library was built for and finds on this machine.
 
     Nothing that only a working device tells: to ask a CUDA card for its memory starts a context on
-    it, 526 MiB on an H100 that a plan to the last byte does not get back.
+    it, which takes of that memory for as long as the process lives.
     """
 
     name: str

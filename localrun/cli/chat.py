@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -96,9 +95,6 @@ def chat(
         app.say(one_line(prepared.plan))
         return await open_chat(prepared, app.say)
 
-    def names() -> Sequence[str]:
-        return [model.ref for model in Library(here).list() if model.state == "ok"]
-
     model_ref = server or ref or DEFAULT_MODEL
     if server is None:
         find(model_ref, here)  # asks about a download before the screen opens
@@ -112,7 +108,7 @@ def chat(
             context=RequestContext(priority="interactive"),
         ),
         system=system,
-        model_names=names,
+        model_names=lambda: [each.ref for each in Library(here).list() if each.state == "ok"],
         theme=theme,
     )
     app.run()

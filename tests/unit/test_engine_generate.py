@@ -28,6 +28,7 @@ from localrun.engine.rows import NumpyLogits
 from localrun.engine.runner import ForwardAborted, RunnerStats, Vocabulary
 from localrun.engine.threads import ThreadRange
 from localrun.errors import BusyError, ContextLengthError, EngineError, RequestError
+from tests import engines
 from tests.mock_runner import EOS, MockRunner, echo, encode
 
 GREEDY = SamplingParams(temperature=0)
@@ -43,14 +44,8 @@ def ask(prompt: str | tuple[int, ...] = "hi", **fields: Any) -> GenerationReques
 def running(runner: MockRunner, **options: Any) -> Iterator[Engine]:
     """An engine that is closed at the end, with no thread left and no call from a wrong one."""
     before = threading.active_count()
-    engine = Engine(runner, **options)
-    try:
+    with engines.running(runner, **options) as engine:
         yield engine
-    finally:
-        runner.release()
-        engine.close()
-    assert runner.closed
-    assert runner.violations == []
     assert threading.active_count() == before
 
 

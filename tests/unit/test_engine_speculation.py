@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cache
 from typing import Any, Final
@@ -26,6 +26,7 @@ from localrun.engine.rows import NumpyLogits
 from localrun.engine.runner import BatchItem, SequenceId, Vocabulary
 from localrun.engine.threads import ThreadRange
 from localrun.errors import UsageError
+from tests import engines
 from tests.mock_runner import CERTAIN, VOCABULARY_SIZE, MockRunner, Timeline, echo, encode
 
 GREEDY = SamplingParams(temperature=0)
@@ -88,17 +89,9 @@ class Result:
         assert 0 <= timings.accepted_tokens <= timings.drafted_tokens
 
 
-@contextmanager
-def running(runner: MockRunner, drafting: Drafting | None = None) -> Iterator[Engine]:
+def running(runner: MockRunner, drafting: Drafting | None = None) -> AbstractContextManager[Engine]:
     """An engine for which every step takes as long as any other, so that guesses always pay."""
-    engine = Engine(runner, drafting=drafting, clock=lambda: runner.count / 1000)
-    try:
-        yield engine
-    finally:
-        runner.release()
-        engine.close()
-    assert runner.closed
-    assert runner.violations == []
+    return engines.running(runner, drafting=drafting, clock=lambda: runner.count / 1000)
 
 
 def ask(id_: str, prompt: str = PROMPTS[0], **fields: Any) -> GenerationRequest:

@@ -19,8 +19,7 @@ CHECKPOINT_BYTES: Final = 256 << 20
 # Moving the state of a token costs this part of computing one; see `states.py` for the disk.
 _HOST_SHARE: Final = 64
 _WORTH_SAVING: Final = 2 * SHORT
-# Only what takes so long to read again is written when others need its room: many short prompts
-# would wear the disk, and writing takes time from the next one.
+# What is read again sooner gives way unwritten: many short prompts would wear the disk.
 _WORTH_WRITING_S: Final = 2.0
 _CLOSE_S: Final = 5.0
 

@@ -4,8 +4,7 @@ The parent's frames are taken on one thread, which no request may hold up. The e
 generations leave in one frame for each of the engine's steps, sent by the engine's own thread: any
 other would have to fight it for the interpreter. While the parent does not read, events wait in
 their generations, where they melt together; and for as long as a screen shows one picture, where
-steps are shorter: to take in a text costs the port more than a small model's sampling, on a core
-that the next step wants.
+steps are shorter: to take in a text costs the port time on a core that the next step wants.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import select
 import socket
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 class _Polled(io.RawIOBase):
@@ -20,7 +20,7 @@ class _Polled(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+    def readinto(self, buffer: Any) -> int:
         self._ready.poll()
         return self._channel.recv_into(buffer)
 
