@@ -69,15 +69,16 @@ class Batch:
     def _fill_with_one_each(
         self, items: Sequence[BatchItem], lengths: Mapping[SequenceId, int]
     ) -> None:
-        count = len(items)
-        sequences = [item.sequence for item in items]
-        wanted = [item.logits != "none" for item in items]
-        self._tokens[:count] = [item.tokens[0] for item in items]
-        self._positions[:count] = [lengths[sequence] for sequence in sequences]
-        self._sequences[:count] = sequences
-        self._wanted[:count] = wanted
-        self.rows = sum(wanted)
-        self.struct.n_tokens = count
+        rows = 0
+        for at, item in enumerate(items):
+            wanted = item.logits != "none"
+            self._tokens[at] = item.tokens[0]
+            self._positions[at] = lengths[item.sequence]
+            self._sequences[at] = item.sequence
+            self._wanted[at] = wanted
+            rows += wanted
+        self.rows = rows
+        self.struct.n_tokens = len(items)
 
 
 class SharedToken:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import ctypes
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Final
 
@@ -71,7 +70,7 @@ class LlamaCppRunner:
         self._batch = Batch(llama.llama_n_batch(context))
         self._abort = AbortFlag()
         self._abort.attach(context)
-        self._threads = ThreadPool(context, execution.threads_max)
+        self._threads = ThreadPool(context, execution.threads_max, spins=execution.gpu_layers > 0)
         # Tokenizing comes from other threads and must not meet a model that is being freed.
         self._text_lock = threading.Lock()
         architecture = _metadata(model, "general.architecture")
@@ -92,6 +91,8 @@ class LlamaCppRunner:
             can_fork=True,
             rollback_depth=None if exact else 0,
             least_chunk=_LEAST_CHUNK,
+            # Attention on a CPU looks at the mask of each cell up to the last that is used.
+            idle_costs=not self._streams and execution.gpu_layers == 0 and exact,
             state_bytes_per_token=kept // llama.llama_n_ctx(context) if exact else 0,
             embeddings=True,
             pooling=_POOLING.get(_metadata(model, f"{architecture}.pooling_type")),
@@ -161,22 +162,6 @@ class LlamaCppRunner:
             llama.llama_synchronize(context)
         self._forward_s += time.perf_counter() - start
         return NumpyLogits(rows)
-
-    @contextmanager
-    def _step(self, batch: Sequence[BatchItem]) -> Iterator[dict[SequenceId, int]]:
-        """Every sequence stays as it was where what is done inside fails; gives their lengths."""
-        before = self._held.lengths([item.sequence for item in batch])
-        self._check(batch, before)
-        after = dict(before)
-        self._abort.arm()
-        try:
-            yield after
-        except (EngineError, ForwardAborted):
-            self._held.restore_lengths(before)
-            raise
-        finally:
-            self._abort.disarm()
-        self._held.lengthen(after)
 
     def _decode(
         self, context: int, items: Sequence[BatchItem], lengths: dict[SequenceId, int]
@@ -283,6 +268,11 @@ class LlamaCppRunner:
                     f"{self.capabilities.n_ctx}"
                 )
 
+    def _step(self, batch: Sequence[BatchItem]) -> _Step:
+        before = self._held.lengths([item.sequence for item in batch])
+        self._check(batch, before)
+        return _Step(self._held, self._abort, before)
+
     def _rows(self, context: int) -> NDArray[np.float32]:
         """The library's own logits ``[rows, vocab]``; it keeps them in the batch's order."""
         rows = self._batch.rows
@@ -292,6 +282,30 @@ class LlamaCppRunner:
         if self._view is None or self._view[0] != key:
             self._view = key, _floats(key[0], rows, self._vocab_size)
         return self._view[1]
+
+
+class _Step:
+    """Every sequence stays as it was where what is done inside fails; gives their lengths.
+
+    A class, as a generator that does the same takes a dozen calls more in each step.
+    """
+
+    __slots__ = ("_abort", "_after", "_before", "_held")
+
+    def __init__(self, held: Sequences, abort: AbortFlag, before: dict[SequenceId, int]) -> None:
+        self._held, self._abort, self._before = held, abort, before
+        self._after = dict(before)
+
+    def __enter__(self) -> dict[SequenceId, int]:
+        self._abort.arm()
+        return self._after
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._abort.disarm()
+        if kind is None:
+            self._held.lengthen(self._after)
+        elif issubclass(kind, (EngineError, ForwardAborted)):
+            self._held.restore_lengths(self._before)
 
 
 def _floats(address: int, rows: int, width: int) -> NDArray[np.float32]:

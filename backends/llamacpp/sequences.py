@@ -18,6 +18,10 @@ from localrun.errors import EngineError
 # llama_decode's answer where the memory has no place for a batch (llama.h)
 NO_ROOM = 1
 
+_new_bytes = ctypes.pythonapi.PyBytes_FromStringAndSize
+_new_bytes.restype = ctypes.py_object
+_new_bytes.argtypes = (ctypes.c_char_p, ctypes.c_ssize_t)
+
 
 class Sequences:
     """Up to ``limit`` of them, each with its length in tokens.
@@ -95,11 +99,13 @@ class Sequences:
     def save(self, sequence: SequenceId) -> bytes:
         self.length(sequence)
         size = llama.llama_state_seq_get_size(self._context, sequence)
-        buffer = (ctypes.c_uint8 * size)()
-        written = llama.llama_state_seq_get_data(self._context, buffer, size, sequence)
+        # Written in place, as the C API has it: a large state is copied once.
+        state: bytes = _new_bytes(None, size)
+        target = ctypes.cast(ctypes.c_char_p(state), ctypes.POINTER(ctypes.c_uint8))
+        written = llama.llama_state_seq_get_data(self._context, target, size, sequence)
         if written == 0:
             raise EngineError(f"the state of sequence {sequence} could not be copied")
-        return bytes(memoryview(buffer)[:written])
+        return state[:written]
 
     def restore(self, state: bytes) -> SequenceId:
         """Raises EngineError when ``state`` is not of this model, or no room is left for it."""

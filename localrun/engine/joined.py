@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from localrun.engine.request import TokenEvent, TokenLogprob
 
 
@@ -47,11 +45,14 @@ class Joined:
             if last.prefilled is not None:
                 self._last = None
             return TokenEvent(last.id, prefilled=progress)
-        event = replace(
-            last,
-            text="".join(self._texts),
-            tokens=tuple(self._tokens),
-            logprobs=tuple(self._logprobs),
+        event = TokenEvent(
+            last.id,
+            "".join(self._texts),
+            tuple(self._tokens),
+            tuple(self._logprobs),
+            finish=last.finish,
+            timings=last.timings,
+            error=last.error,
         )
         self._last = None
         self._texts.clear()

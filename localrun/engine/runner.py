@@ -31,6 +31,8 @@ class Capabilities:
         cut; smaller ones by other kernels, which differ in the last digits.
     rollback_depth: how many tokens ``rollback`` can take back exactly after ``checkpoint``; None is
         any number, and then ``truncate`` cuts anywhere too.
+    idle_costs: every step passes over what sequences hold that take no part in it; better they
+        lie elsewhere.
     state_bytes_per_token: what ``save`` writes for each token, about; 0 where nobody knows.
     pooling: how the model was trained to make one embedding of a text's; None where it was not.
     """
@@ -43,6 +45,7 @@ class Capabilities:
     can_fork: bool
     rollback_depth: int | None
     least_chunk: int = 1
+    idle_costs: bool = False
     state_bytes_per_token: int = 0
     embeddings: bool = False
     pooling: Pooling | None = None

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from localrun.engine.cache.prefix import Timeline
+from localrun.engine.cache.timeline import Timeline
 from localrun.engine.detokenize import Detokenizer
 from localrun.engine.drafting.speculation import Speculation
 from localrun.engine.generation import Generation

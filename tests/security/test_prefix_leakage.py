@@ -152,6 +152,7 @@ requests = st.lists(
     st.sampled_from([700, 4000]),
     st.booleans(),
     st.booleans(),
+    st.booleans(),
 )
 def test_two_owners_share_a_prefix_and_nothing_else(
     asked: list[tuple[str, list[list[int]], str]],
@@ -159,6 +160,7 @@ def test_two_owners_share_a_prefix_and_nothing_else(
     n_cells: int,
     can_fork: bool,
     uncuttable: bool,
+    idle_costs: bool,
 ) -> None:
     """Any order of requests, cancelled ones among them, with eviction and restarts."""
 
@@ -171,6 +173,7 @@ def test_two_owners_share_a_prefix_and_nothing_else(
             n_cells=n_cells,
             can_fork=can_fork,
             uncuttable=uncuttable,
+            idle_costs=idle_costs,
         )
         return runner, Engine(runner, states=opened(folder))
 

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from localrun.engine.cache.checkpoints import borders
 from localrun.engine.cache.common import SHORT, common
-from localrun.engine.cache.prefix import PrefixCache, Timeline
+from localrun.engine.cache.prefix import PrefixCache
 from localrun.engine.cache.states import StateStore
+from localrun.engine.cache.timeline import Timeline
 from localrun.engine.engine import Engine
 from localrun.engine.request import GenerationRequest, SamplingParams, Timings
 from localrun.engine.runner import BatchItem
@@ -136,12 +137,15 @@ few = st.text(alphabet="ab", min_size=1, max_size=8)
 
 
 @settings(max_examples=50)
-@given(st.lists(few, min_size=1, max_size=5), st.integers(0, 9), st.integers(1, 5))
+@given(st.lists(few, min_size=1, max_size=5), st.integers(0, 9), st.integers(1, 5), st.booleans())
 def test_answers_with_the_cache_equal_answers_without(
-    prompts: list[str], drops: int, max_tokens: int
+    prompts: list[str], drops: int, max_tokens: int, idle_costs: bool
 ) -> None:
     warm_runner = MockRunner(
-        hashed=True, max_tokens=max_tokens, keep=lambda length: max(0, length - drops)
+        hashed=True,
+        max_tokens=max_tokens,
+        idle_costs=idle_costs,
+        keep=lambda length: max(0, length - drops),
     )
     warm = Engine(warm_runner)
     for prompt in prompts:
@@ -360,11 +364,12 @@ def test_a_copy_for_which_there_are_no_cells_is_not_made() -> None:
 # What goes wrong on the way.
 
 
+@pytest.mark.parametrize("idle_costs", [False, True])
 @pytest.mark.parametrize("broken", ["fork", "truncate", "save", "restore"])
 def test_a_runner_that_fails_at_it_costs_what_was_cached_and_no_request(
-    broken: str, store: StateStore
+    broken: str, store: StateStore, *, idle_costs: bool
 ) -> None:
-    runner = OwnedRunner(hashed=True, max_sequences=2)
+    runner = OwnedRunner(hashed=True, max_sequences=2, idle_costs=idle_costs)
     cache = PrefixCache(runner, store=store)
     cache.park(hold(runner, cache, LONG))
     live = hold(runner, cache, [7] * 100)
@@ -670,6 +675,7 @@ def abilities(draw: st.DrawFn) -> dict[str, Any]:
     lost = draw(st.sampled_from([0, 0, 3, 50]))
     return {
         "can_fork": draw(st.booleans()),
+        "idle_costs": draw(st.booleans()),
         "max_sequences": draw(st.integers(1, 4)),
         "n_cells": draw(st.sampled_from([90, 200, 400, 4096])),
         "uncuttable": draw(st.booleans()),

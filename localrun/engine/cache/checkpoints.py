@@ -1,6 +1,7 @@
 """Knows no runner: states in host memory, and the places of a prompt where they are worth having.
 
-For runners whose cache cannot be cut anywhere: what they hold serves a prompt only as a whole.
+For runners whose cache cannot be cut anywhere: what they hold serves a prompt only as a whole. And
+for those whose every step passes over what lies idle in their cache.
 """
 
 from __future__ import annotations
@@ -43,39 +44,63 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """At most ``budget_bytes`` of states; those unused for longest give way."""
+    """At most ``budget_bytes`` of states; those unused for longest give way.
 
-    def __init__(self, budget_bytes: int) -> None:
+    ``whole`` is for runners that cannot cut a state: it serves only prompts that begin with all of
+    it.
+    """
+
+    def __init__(self, budget_bytes: int, *, whole: bool) -> None:
         self.budget_bytes = budget_bytes
         self.held_bytes = 0
+        self._whole = whole
         self._kept: list[Checkpoint] = []  # the one to give up next comes first
 
-    def wants(self, owner: str, tokens: Sequence[int], size: int) -> bool:
-        """Whether a state of about ``size`` bytes would be kept; one that is there is renewed."""
+    def takes(self, size: int) -> bool:
+        """Whether a state of so many bytes would be kept."""
+        return size <= self.budget_bytes
+
+    def holds(self, owner: str, tokens: Sequence[int]) -> bool:
+        """Whether one that is there does the service of a state of ``tokens``; it is renewed."""
         compact = array("i", tokens)
         for kept in self._kept:
-            if kept.owner == owner and kept.tokens == compact:
+            if kept.owner == owner and self._serves(kept.tokens, compact):
                 self.used(kept)
-                return False
-        return len(tokens) > 0 and size <= self.budget_bytes
+                return True
+        return False
 
-    def put(self, owner: str, tokens: Sequence[int], state: bytes) -> None:
-        if len(state) > self.budget_bytes:
-            return
-        self._kept.append(Checkpoint(owner, array("i", tokens), state))
+    def put(self, owner: str, tokens: Sequence[int], state: bytes) -> list[Checkpoint]:
+        """Keep ``state``; those that give way, but for what it replaces."""
+        if not self.takes(len(state)):
+            return []
+        made = Checkpoint(owner, array("i", tokens), state)
+        for kept in tuple(self._kept):
+            if kept.owner == owner and self._serves(made.tokens, kept.tokens):
+                self.discard(kept)
+        self._kept.append(made)
         self.held_bytes += len(state)
+        lost = []
         while self.held_bytes > self.budget_bytes:
-            self.discard(self._kept[0])
+            lost.append(self._kept[0])
+            self.discard(lost[-1])
+        return lost
 
-    def find(self, wanted: Sequence[int], owner: str) -> Checkpoint | None:
-        """The longest state all of whose tokens ``wanted`` begins with."""
+    def _serves(self, held: array[int], wanted: array[int]) -> bool:
+        """Whether a state of ``held`` does all that one of ``wanted`` would."""
+        return held == wanted or (not self._whole and held[: len(wanted)] == wanted)
+
+    def find(self, wanted: Sequence[int], owner: str) -> tuple[Checkpoint, int] | None:
+        """The state that ``wanted`` shares most tokens with, and how many these are."""
         compact = array("i", wanted)
-        fitting = (
-            kept
-            for kept in self._kept
-            if kept.owner == owner and common(kept.tokens, compact) == len(kept.tokens)
+        shared = (
+            (kept, common(kept.tokens, compact)) for kept in self._kept if kept.owner == owner
         )
-        return max(fitting, key=lambda kept: len(kept.tokens), default=None)
+        fitting = (
+            (kept, length)
+            for kept, length in shared
+            if length == len(kept.tokens) or not self._whole
+        )
+        return max(fitting, key=lambda found: found[1], default=None)
 
     def used(self, checkpoint: Checkpoint) -> None:
         """Make it the last to give way."""
@@ -83,8 +108,10 @@ class Checkpoints:
         self._kept.append(checkpoint)
 
     def discard(self, checkpoint: Checkpoint) -> None:
-        self._kept.remove(checkpoint)
-        self.held_bytes -= len(checkpoint.state)
+        """Give it up, where it has not given way already."""
+        if checkpoint in self._kept:
+            self._kept.remove(checkpoint)
+            self.held_bytes -= len(checkpoint.state)
 
     def latest_first(self) -> Iterator[Checkpoint]:
         return reversed(self._kept)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
 from localrun.engine.cache.checkpoints import Checkpoint, Checkpoints, borders
 from localrun.engine.cache.common import SHORT, common
 from localrun.engine.cache.states import StateStore
-from localrun.engine.runner import ModelRunner, SequenceId
+from localrun.engine.cache.timeline import CacheCounters, Timeline
+from localrun.engine.runner import ModelRunner
 from localrun.errors import EngineError
 
 CHECKPOINT_BYTES: Final = 256 << 20
@@ -22,28 +23,6 @@ _WORTH_SAVING: Final = 2 * SHORT
 # What is read again sooner gives way unwritten: many short prompts would wear the disk.
 _WORTH_WRITING_S: Final = 2.0
 _CLOSE_S: Final = 5.0
-
-
-@dataclass(slots=True, eq=False)
-class Timeline:
-    """One sequence of the runner's, whose it is, and the tokens that the runner holds of it."""
-
-    id: SequenceId
-    owner: str
-    tokens: list[int] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class CacheCounters:
-    """Since load: prompts that found something and the tokens it spared them, timelines that gave
-    way for want of room, states restored and saved, and the bytes of the latter."""
-
-    hits: int = 0
-    spared: int = 0
-    evictions: int = 0
-    restores: int = 0
-    saves: int = 0
-    saved_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +66,10 @@ class PrefixCache:
         self._cuts_anywhere = self._can.rollback_depth is None
         self._turn_ends = turn_ends
         self._store = store
-        self._checkpoints = Checkpoints(CHECKPOINT_BYTES if budget_bytes is None else budget_bytes)
+        self._checkpoints = Checkpoints(
+            CHECKPOINT_BYTES if budget_bytes is None else budget_bytes,
+            whole=not self._cuts_anywhere,
+        )
         self._per_token = per_token
         self._clock = clock
         self._live: list[Timeline] = []
@@ -163,14 +145,22 @@ class PrefixCache:
         held = len(timeline.tokens)
         return next((at for at in borders(prompt, self._turn_ends) if at > held), None)
 
-    def checkpoint(self, timeline: Timeline) -> None:
-        """Copy what ``timeline`` holds into host memory, where it outlives the timeline."""
-        tokens = timeline.tokens
+    def checkpoint(self, timeline: Timeline) -> bool:
+        """Copy what ``timeline`` holds into host memory, where it outlives the timeline; False
+        where that has no room for it."""
+        owner, tokens = timeline.owner, timeline.tokens
         size = len(tokens) * self._can.state_bytes_per_token
-        if not self._checkpoints.wants(timeline.owner, tokens, size):
-            return
-        with suppress(EngineError):  # the request goes on without
-            self._checkpoints.put(timeline.owner, tokens, self._runner.save(timeline.id))
+        if self._checkpoints.holds(owner, tokens):
+            return True
+        if not tokens or not self._checkpoints.takes(size):
+            return False
+        try:
+            state = self._runner.save(timeline.id)
+        except EngineError:  # the request goes on without
+            return False
+        for lost in self._checkpoints.put(owner, tokens, state):
+            self._write(lost)
+        return self._checkpoints.takes(len(state))
 
     def close(self) -> None:
         """Save what later runs may want, latest first and for some seconds at most, and free what
@@ -183,9 +173,7 @@ class PrefixCache:
             self.drop(timeline)
         if self._store is not None:
             for kept in self._checkpoints.latest_first():
-                tokens = kept.tokens.tolist()
-                if self._wants(kept.owner, tokens, len(kept.state), until):
-                    self._put(kept.owner, tokens, kept.state)
+                self._write(kept, until)
             self._store.close(max(0.0, until - self._clock()))
         self._checkpoints.clear()
 
@@ -222,9 +210,9 @@ class PrefixCache:
     def _host_offers(self, wanted: list[int], owner: str) -> Iterator[_Offer]:
         found = self._checkpoints.find(wanted, owner)
         if found is not None:
-            length = len(found.tokens)
-            cost = SHORT + length // _HOST_SHARE
-            yield _Offer(length, cost, partial(self._from_host, found))
+            checkpoint, length = found
+            cost = SHORT + len(checkpoint.tokens) // _HOST_SHARE
+            yield _Offer(length, cost, partial(self._from_host, checkpoint, length))
 
     def _disk_offers(self, wanted: list[int], owner: str) -> Iterator[_Offer]:
         if self._store is None:
@@ -260,6 +248,7 @@ class PrefixCache:
             self._save(parked)
         self._parked.remove(parked)
         self._live.append(parked)
+        self._set_aside()
         return self._shortened(parked, length) if lost else parked
 
     def _fork_pays(self, parked: Timeline, length: int, lost: int) -> bool:
@@ -282,13 +271,12 @@ class PrefixCache:
         self._live.append(copy)
         return self._shortened(copy, length)
 
-    def _from_host(self, checkpoint: Checkpoint) -> Timeline | None:
+    def _from_host(self, checkpoint: Checkpoint, length: int) -> Timeline | None:
+        self._checkpoints.used(checkpoint)
         tokens = checkpoint.tokens.tolist()
-        restored = self._restored(checkpoint.state, tokens, checkpoint.owner, len(tokens))
+        restored = self._restored(checkpoint.state, tokens, checkpoint.owner, length)
         if restored is None:
             self._checkpoints.discard(checkpoint)
-        else:
-            self._checkpoints.used(checkpoint)
         return restored
 
     def _from_disk(self, name: str, length: int, owner: str) -> Timeline | None:
@@ -305,6 +293,7 @@ class PrefixCache:
     def _restored(
         self, state: bytes, tokens: list[int], owner: str, length: int
     ) -> Timeline | None:
+        self._set_aside()
         if not self._make_room(1, len(tokens)):
             return None
         try:
@@ -324,6 +313,7 @@ class PrefixCache:
         return timeline
 
     def _fresh(self, owner: str) -> Timeline | None:
+        self._set_aside()
         if not self._make_room(1, 0):
             return None
         while True:
@@ -360,6 +350,13 @@ class PrefixCache:
             self._evict(victim)
         return True
 
+    def _set_aside(self) -> None:
+        """Move into host memory what every step of the runner would pass over."""
+        if self._can.idle_costs:
+            for parked in tuple(self._parked):
+                if self.checkpoint(parked):
+                    self.drop(parked)
+
     def _evict(self, timeline: Timeline) -> None:
         self._shrink(timeline)
         self._save(timeline)
@@ -377,19 +374,22 @@ class PrefixCache:
 
     def _save(self, timeline: Timeline, until: float | None = None) -> None:
         """Write what is about to be lost to the disk; ``until`` is how long the end may take."""
-        length, each = len(timeline.tokens), self._per_token()
-        if length < _WORTH_SAVING:
-            return
-        if until is None and each is not None and length * each < _WORTH_WRITING_S:
-            return
-        size = length * self._can.state_bytes_per_token
+        size = len(timeline.tokens) * self._can.state_bytes_per_token
         if self._wants(timeline.owner, timeline.tokens, size, until):
             with suppress(EngineError):
                 self._put(timeline.owner, timeline.tokens, self._runner.save(timeline.id))
 
+    def _write(self, kept: Checkpoint, until: float | None = None) -> None:
+        tokens = kept.tokens.tolist()
+        if self._wants(kept.owner, tokens, len(kept.state), until):
+            self._put(kept.owner, tokens, kept.state)
+
     def _wants(self, owner: str, tokens: list[int], size: int, until: float | None) -> bool:
         wait = 0.0 if until is None else until - self._clock()
-        if self._store is None or wait < 0:
+        if self._store is None or wait < 0 or len(tokens) < _WORTH_SAVING:
+            return False
+        each = self._per_token()
+        if until is None and each is not None and len(tokens) * each < _WORTH_WRITING_S:
             return False
         return self._store.wants(owner, tokens, size, whole=not self._cuts_anywhere, wait_s=wait)
 
