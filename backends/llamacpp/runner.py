@@ -70,7 +70,7 @@ class LlamaCppRunner:
         self._batch = Batch(llama.llama_n_batch(context))
         self._abort = AbortFlag()
         self._abort.attach(context)
-        self._threads = ThreadPool(context, execution.threads_max, spins=execution.gpu_layers > 0)
+        self._threads = ThreadPool(context, execution.threads_max)
         # Tokenizing comes from other threads and must not meet a model that is being freed.
         self._text_lock = threading.Lock()
         architecture = _metadata(model, "general.architecture")

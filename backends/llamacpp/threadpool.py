@@ -31,15 +31,10 @@ class _Parameters(ctypes.Structure):
 class ThreadPool:
     """``threads`` at most; fewer are used as ``llama_set_n_threads`` says.
 
-    ``spins`` is for steps that alternate between a card and these threads, a hundred times a token:
-    they then wait on their cores. Else they sleep from one step to the next. A core that is seen
-    to spin is one that the port's process cannot have, and the kernel gives it the engine's own
-    instead, in the middle of sending a text: every other token came half a millisecond later.
-
     Free the context before ``close``.
     """
 
-    def __init__(self, context: int, threads: int, *, spins: bool) -> None:
+    def __init__(self, context: int, threads: int) -> None:
         self._pool: int | None = None
         if threads < 2 or library.openmp():
             return  # nothing to keep, or OpenMP keeps its own
@@ -48,8 +43,6 @@ class ThreadPool:
         )(threads)
         if parameters.n_threads != threads:
             return  # another layout than this build's header: the steps start their threads
-        if not spins:
-            parameters.poll = 0
         new = library.function(
             "ggml-cpu", "ggml_threadpool_new", ctypes.c_void_p, ctypes.POINTER(_Parameters)
         )

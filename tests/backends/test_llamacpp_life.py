@@ -6,7 +6,6 @@ import logging
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,17 +50,6 @@ def test_abort_ends_a_forward_and_leaves_the_sequence_as_it_was(load_model: Load
 def test_an_abort_while_nothing_runs_is_forgotten(runner: ModelRunner) -> None:
     runner.abort()
     assert runner.forward([BatchItem(runner.new_sequence(), [1, 2, 3])]).rows == 1
-
-
-def test_no_thread_turns_between_steps(load_model: LoadModel) -> None:
-    """One that turns takes a core from who brings the text to its reader."""
-    runner = load_model(threads=2)
-    runner.forward([BatchItem(runner.new_sequence(), [1, 2, 3])])
-    before = time.process_time()
-    time.sleep(0.1)
-
-    assert time.process_time() - before < 0.05
-    runner.close()
 
 
 def test_two_runners_do_not_know_each_other(runner: ModelRunner, load_model: LoadModel) -> None:

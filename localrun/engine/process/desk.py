@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 Work = Callable[[frames.Frame], object]
 
-# 60 pictures a second.
-PICTURE_S: Final = 1 / 60
+# 30 pictures a second are fluent; models slower than that send each text by itself.
+PICTURE_S: Final = 1 / 30
 
 
 class Desk:
