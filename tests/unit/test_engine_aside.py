@@ -108,6 +108,23 @@ def test_what_gives_way_there_is_written_to_the_disk(runner: OwnedRunner, tmp_pa
     cache.close()
 
 
+def test_a_state_that_gave_way_while_another_was_tried_harms_nobody(
+    runner: OwnedRunner, tmp_path: Path
+) -> None:
+    store = StateStore(tmp_path / "states", key="k", budget_bytes=1 << 20)
+    written = PrefixCache(runner, store=store)
+    answered(written, runner, LONG)
+    written.close()
+    store = StateStore(tmp_path / "states", key="k", budget_bytes=1 << 20)
+    cache = PrefixCache(runner, store=store, budget_bytes=_size(runner, OTHER))
+    answered(cache, runner, LONG[:60])
+    answered(cache, runner, OTHER)
+    runner.broken = {"restore"}
+
+    # The disk's state comes first and is refused; to make room for it the host's has gone.
+    assert answered(cache, runner, [*LONG, 1]) == 0
+
+
 def test_what_waits_outlives_the_process(runner: OwnedRunner, tmp_path: Path) -> None:
     for expected in (0, len(LONG)):
         store = StateStore(tmp_path / "states", key="k", budget_bytes=1 << 20)

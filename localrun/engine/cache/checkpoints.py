@@ -103,9 +103,10 @@ class Checkpoints:
         return max(fitting, key=lambda found: found[1], default=None)
 
     def used(self, checkpoint: Checkpoint) -> None:
-        """Make it the last to give way."""
-        self._kept.remove(checkpoint)
-        self._kept.append(checkpoint)
+        """Make it the last to give way, where it has not given way already."""
+        if checkpoint in self._kept:
+            self._kept.remove(checkpoint)
+            self._kept.append(checkpoint)
 
     def discard(self, checkpoint: Checkpoint) -> None:
         """Give it up, where it has not given way already."""
