@@ -26,7 +26,8 @@ from localrun.chat.templates import Renderer
 from localrun.engine.options import EngineOptions
 from localrun.engine.process.engine_process import EngineProcess
 from localrun.errors import ModelNotFoundError
-from localrun.server.app import ModelCard, create_app
+from localrun.server.app import create_app
+from localrun.server.models import ModelCard
 from localrun.server.provider import LoadingProvider
 from tests.engine_child import plan
 from tests.loads import unlimited

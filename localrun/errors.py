@@ -28,6 +28,7 @@ LocalrunError                     1 · 500
 │   ├── EngineCrashedError        1 · 503   the engine's process ended under a request
 │   ├── BusyError                 1 · 429   the queue is full
 │   └── TemplateError             1 · 500   a chat template failed or broke its limits
+│       └── ConversationRefusedError  1 · 400   it takes no such conversation
 └── ServerError                   1 · 500   the port: in use, not running
 """
 
@@ -76,9 +77,13 @@ class ConfigError(UsageError):
 
 
 class RequestError(UsageError):
-    """A generation request cannot be served as asked."""
+    """A generation request cannot be served as asked. ``field`` is the one at fault, where known."""
 
     hint = "change the named field"
+
+    def __init__(self, message: str, *, hint: str | None = None, field: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.field = field
 
 
 class ContextLengthError(RequestError):
@@ -86,8 +91,10 @@ class ContextLengthError(RequestError):
 
     hint = "shorten the prompt or raise --ctx"
 
-    def __init__(self, prompt_tokens: int, n_ctx: int) -> None:
-        super().__init__(f"the prompt has {prompt_tokens} tokens, the context holds {n_ctx}")
+    def __init__(self, prompt_tokens: int, n_ctx: int, *, at_least: bool = False) -> None:
+        """``at_least``: nobody counted further, as this is too many already."""
+        count = f"at least {prompt_tokens}" if at_least else f"{prompt_tokens}"
+        super().__init__(f"the prompt has {count} tokens, the context holds {n_ctx}")
         self.prompt_tokens = prompt_tokens
         self.n_ctx = n_ctx
 
@@ -278,6 +285,13 @@ class TemplateError(EngineError):
     """The model's chat template failed or broke its limits."""
 
     hint = "the model's chat template is at fault; another conversion may carry a good one"
+
+
+class ConversationRefusedError(TemplateError):
+    """The model's chat template takes no conversation of this shape, and says why."""
+
+    http_status = 400
+    hint = "change the conversation, or use a model whose template takes it"
 
 
 class ServerError(LocalrunError):

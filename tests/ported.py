@@ -15,8 +15,9 @@ from localrun.chat.messages import ServedModel
 from localrun.chat.templates import Renderer
 from localrun.engine.process.engine_process import EngineProcess
 from localrun.plan.plan import Plan
-from localrun.server.app import ModelCard, create_app
+from localrun.server.app import create_app
 from localrun.server.guards import ServerOptions
+from localrun.server.models import ModelCard
 from localrun.server.provider import LoadingProvider
 from tests.engine_child import LOADER
 from tests.loads import unlimited

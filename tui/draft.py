@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from localrun.chat.messages import ReplyEvent
 from localrun.engine.request import FinishReason, Timings
+from localrun.errors import LocalrunError
 from localrun.tui.pace import Pace
 from localrun.tui.plain import plain
 from localrun.tui.status import Status, thousands
@@ -20,7 +21,7 @@ class Draft:
     prompt_tokens: int | None = None
     finish: FinishReason | None = None
     timings: Timings | None = None
-    error: str | None = None
+    error: LocalrunError | None = None
     pace: Pace = field(default_factory=Pace)
     _text: list[str] = field(default_factory=list)
     _reasoning: list[str] = field(default_factory=list)

@@ -170,7 +170,7 @@ class ChatScreen(ChatActions, Screen[None]):
             self._answering, self._draft = None, None
         if draft.finish in (None, FinishReason.ERROR) and error is None:
             draft.finish = FinishReason.ERROR
-            error = EngineError(draft.error or "the model broke the answer off")
+            error = draft.error or EngineError("the model broke the answer off")
         self._keep(draft)
         if self.is_attached:
             await self._show_end(draft, turn)

@@ -6,7 +6,7 @@ import ctypes
 
 from llama_cpp import llama_cpp as llama
 
-from localrun.engine.runner import Vocabulary
+from localrun.engine.runner import FillInMiddle, Vocabulary
 from localrun.errors import EngineError
 
 _PIECE_BYTES = 256
@@ -38,6 +38,22 @@ def read_vocabulary(vocab: int) -> Vocabulary:
         end=frozenset(end),
         add_bos=llama.llama_vocab_get_add_bos(vocab),
         names=names,
+        fim=_fill_in_middle(vocab),
+    )
+
+
+def _fill_in_middle(vocab: int) -> FillInMiddle | None:
+    prefix = _or_none(llama.llama_vocab_fim_pre(vocab))
+    suffix = _or_none(llama.llama_vocab_fim_suf(vocab))
+    middle = _or_none(llama.llama_vocab_fim_mid(vocab))
+    if prefix is None or suffix is None or middle is None:
+        return None
+    return FillInMiddle(
+        prefix,
+        suffix,
+        middle,
+        repository=_or_none(llama.llama_vocab_fim_rep(vocab)),
+        file=_or_none(llama.llama_vocab_fim_sep(vocab)),
     )
 
 

@@ -5,14 +5,58 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
 
+from localrun.chat.answer import Answer, PlainAnswer
 from localrun.chat.choices import merged
-from localrun.chat.messages import Message, ReplyEvent, ReplyOptions
-from localrun.chat.reasoning import Piece, ReasoningSplitter, for_template
+from localrun.chat.infill import gap_tokens
+from localrun.chat.messages import (
+    NOBODY,
+    Embedded,
+    Gap,
+    Message,
+    Prompt,
+    ReplyEvent,
+    ReplyOptions,
+    RequestContext,
+)
 from localrun.chat.templates import CHATML_END, Renderer
-from localrun.engine.client import EngineClient
-from localrun.engine.request import GenerationRequest, TokenEvent, TokenLogprob, choices
+from localrun.chat.tools.reading import (
+    adapted,
+    closing_mark,
+    forced_call,
+    reader_for,
+)
+from localrun.chat.turns import simplified
+from localrun.engine.client import EngineClient, EngineInfo
+from localrun.engine.request import (
+    EmbeddingRequest,
+    GenerationRequest,
+    Grammar,
+    TokenEvent,
+    choices,
+)
+from localrun.engine.runner import RunnerStats
+from localrun.errors import ContextLengthError, ConversationRefusedError, RequestError
+
+# An infilled text has at least so much room, whatever other files are told of.
+_INFILL_ROOM: Final = 512
+
+
+class _Taking(Protocol):
+    def take(self, event: TokenEvent) -> list[ReplyEvent]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompted:
+    """A conversation as it is asked: ``begun`` is what was added to its ``text`` for the model to
+    go on from and the reader has to see, ``grammar`` what the rest has to be."""
+
+    text: str
+    tokens: list[int]
+    begun: str = ""
+    grammar: Grammar | None = None
 
 
 class LocalChatModel:
@@ -22,6 +66,10 @@ class LocalChatModel:
         self._client = client
         self._renderer = renderer
         renderer.warm()
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._client.info
 
     @property
     def name(self) -> str:
@@ -42,72 +90,101 @@ class LocalChatModel:
 
         Raises:
             TemplateError, RequestError: as ``Renderer.render``.
+            ContextLengthError: it cannot fit, whatever its tokens are.
         """
-        info = self._client.info
-        text = await self._renderer.render_async(
-            info.chat_template, messages, tools=options.tools, bos=info.bos, eos=info.eos
-        )
-        # A template that writes BOS itself must not be given a second one.
-        add_special = info.add_bos and not (info.bos and text.startswith(info.bos))
-        return text, await self._client.tokenize(text, add_special=add_special, parse_special=True)
+        prompted = await self._prompted(messages, options)
+        return prompted.text, prompted.tokens
 
     async def reply(
         self, messages: Sequence[Message], options: ReplyOptions
     ) -> AsyncGenerator[ReplyEvent]:
         """Stream one answer; see ``ChatModel.reply``."""
-        text, tokens = await self.prompt(messages, options)
-        splitter = self._splitter(text, options)
-        async with aclosing(self._answer(self._asked(tokens, splitter, options), splitter)) as made:
-            async for event in made:
+        async with aclosing(self.replies(messages, options, 1)) as events:
+            async for event in events:
                 yield event
 
     async def replies(
         self, messages: Sequence[Message], options: ReplyOptions, n: int
     ) -> AsyncGenerator[ReplyEvent]:
         """Stream ``n`` answers to one prompt; see ``ServedModel.replies``."""
-        text, tokens = await self.prompt(messages, options)
-        asked = choices(self._asked(tokens, self._splitter(text, options), options), n)
-        streams = [self._answer(each, self._splitter(text, options)) for each in asked]
-        async with aclosing(merged(streams)) as events:
-            async for choice, event in events:
-                yield replace(event, choice=choice)
-
-    def _splitter(self, text: str, options: ReplyOptions) -> ReasoningSplitter:
+        prompted = await self._prompted(messages, options)
+        tools = options.tools if options.grammar is None else ()
+        if options.tool_choice.mode == "none":
+            tools = ()
         # What a grammar admits has no marks: a thought that the prompt began would never end.
-        template = self._client.info.chat_template if options.grammar is None else None
-        return for_template(template, text)
+        template = self.info.chat_template if options.grammar is None else None
+        asked = replace(
+            self._asked(prompted.tokens, options),
+            marks=reader_for(template, prompted.text, tools).marks,
+            grammar=prompted.grammar or options.grammar,
+            stop=(*options.stop, *self._stops(options, bool(tools))),
+        )
+        streams = [
+            self._answer(
+                each,
+                Answer(
+                    reader_for(template, prompted.text, tools),
+                    len(prompted.tokens),
+                    begun=prompted.begun,
+                ),
+            )
+            for each in choices(asked, n)
+        ]
+        async with aclosing(_as_choices(streams)) as events:
+            async for event in events:
+                yield event
 
-    def _asked(
-        self, tokens: Sequence[int], splitter: ReasoningSplitter, options: ReplyOptions
-    ) -> GenerationRequest:
-        context = options.context
-        return GenerationRequest(
+    async def completions(
+        self, prompts: Sequence[Prompt], options: ReplyOptions, n: int = 1
+    ) -> AsyncGenerator[ReplyEvent]:
+        """Stream what follows each prompt; see ``ServedModel.completions``."""
+        tokens = [await self._ids(prompt) for prompt in prompts]
+        async with aclosing(self._plain(tokens, options, n)) as events:
+            async for event in events:
+                yield event
+
+    async def infill(
+        self, gaps: Sequence[Gap], options: ReplyOptions, n: int = 1
+    ) -> AsyncGenerator[ReplyEvent]:
+        """Stream what fills each gap; see ``ServedModel.infill``."""
+        room = min(options.max_tokens or _INFILL_ROOM, _INFILL_ROOM)
+        tokens = [await gap_tokens(gap, self.info, self._plain_ids, room=room) for gap in gaps]
+        async with aclosing(self._plain(tokens, options, n)) as events:
+            async for event in events:
+                yield event
+
+    async def embed(
+        self,
+        texts: Sequence[Prompt],
+        *,
+        dimensions: int | None = None,
+        truncate: bool = False,
+        context: RequestContext = NOBODY,
+    ) -> Embedded:
+        """One vector a text; see ``ServedModel.embed``."""
+        ids = [await self._ids(text) for text in texts]
+        if truncate:
+            ids = [self._cut(each) for each in ids]
+        request = EmbeddingRequest(
             id=str(uuid.uuid4()),
-            prompt=tuple(tokens),
-            sampling=options.sampling,
-            max_tokens=options.max_tokens,
-            stop=options.stop + self._template_stops(),
-            ignore_end=options.ignore_end,
-            marks=splitter.marks,
-            grammar=options.grammar,
-            owner=context.owner,
+            texts=tuple(tuple(each) for each in ids),
+            dimensions=dimensions,
             client=context.client,
             priority=context.priority,
         )
+        vectors = await self._client.embed(request)
+        return Embedded(vectors, sum(map(len, ids)))
 
-    async def _answer(
-        self, request: GenerationRequest, splitter: ReasoningSplitter
-    ) -> AsyncGenerator[ReplyEvent]:
-        answer = _Answer(splitter, len(request.prompt))
-        # Leaving early must end the generation now, not when a collector comes by.
-        async with aclosing(self._client.generate(request)) as stream:
-            async for event in stream:
-                for reply in answer.take(event):
-                    yield reply
+    async def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        return await self._client.tokenize(
+            text, add_special=add_special, parse_special=parse_special
+        )
 
-    def _template_stops(self) -> tuple[str, ...]:
-        """A model without a template may lack ChatML's end as a token and spell it out."""
-        return (CHATML_END,) if self._client.info.chat_template is None else ()
+    async def pieces(self, tokens: Sequence[int]) -> list[bytes]:
+        return await self._client.pieces(tokens)
+
+    async def stats(self) -> RunnerStats:
+        return await self._client.stats()
 
     async def close(self) -> None:
         try:
@@ -115,43 +192,153 @@ class LocalChatModel:
         finally:
             self._renderer.close()
 
+    async def _prompted(self, messages: Sequence[Message], options: ReplyOptions) -> _Prompted:
+        template, choice = self.info.chat_template, options.tool_choice
+        # A turn is a token at least.
+        self._check_length(sum(len(each.content.encode("utf-8", "replace")) for each in messages))
+        if len(messages) >= self.n_ctx:
+            raise ContextLengthError(len(messages), self.n_ctx, at_least=True)
+        turns, begun = list(messages), ""
+        if options.continues and turns and turns[-1].role == "assistant":
+            begun = turns.pop().content
+        declared = () if choice.mode == "none" else options.tools
+        turns, declared = adapted(template, turns, declared)
+        text = await self._rendered(turns, replace(options, tools=tuple(declared)))
+        opening, grammar = "", None
+        if choice.mode == "required" and options.tools and options.grammar is None:
+            forced = forced_call(
+                template,
+                text + begun,
+                options.tools,
+                name=choice.name,
+                parallel=choice.parallel,
+            )
+            opening, grammar = forced.opening, forced.grammar
+        # What the client wrote as the answer's beginning it has; a call's opening it has not.
+        text += begun
+        tokens = await self._client.tokenize(
+            text + opening, add_special=self._lacks_bos(text), parse_special=True
+        )
+        return _Prompted(text, tokens, opening, grammar)
 
-class _Answer:
-    """From an engine's events to those of one answer."""
+    async def _rendered(self, turns: Sequence[Message], options: ReplyOptions) -> str:
+        try:
+            return await self._render(turns, options)
+        except ConversationRefusedError:
+            # Many templates take a system message at the start alone, and roles in turns alone.
+            simpler = simplified(turns)
+            if simpler == list(turns):
+                raise
+            return await self._render(simpler, options)
 
-    def __init__(self, splitter: ReasoningSplitter, prompt_tokens: int) -> None:
-        self._splitter = splitter
-        self._prompt_tokens = prompt_tokens
-        self._logprobs: tuple[TokenLogprob, ...] = ()
-
-    def take(self, event: TokenEvent) -> list[ReplyEvent]:
-        replies: list[ReplyEvent] = []
-        if event.prefilled is not None:
-            replies.append(ReplyEvent(prefilled=event.prefilled, prompt_tokens=self._prompt_tokens))
-        pieces = self._splitter.feed(event.text) if event.text else []
-        if event.finish is not None:
-            pieces += self._splitter.finish()
-        told = [piece_event(piece) for piece in pieces]
-        if event.finish is not None:
-            told.append(self._last(event))
-        self._logprobs += event.logprobs
-        if told and self._logprobs:
-            # A splitter holds text back: the tokens go with what comes next.
-            told[0] = replace(told[0], logprobs=self._logprobs)
-            self._logprobs = ()
-        return replies + told
-
-    def _last(self, event: TokenEvent) -> ReplyEvent:
-        return ReplyEvent(
-            prompt_tokens=self._prompt_tokens,
-            finish=event.finish,
-            timings=event.timings,
-            error=event.error,
+    async def _render(self, turns: Sequence[Message], options: ReplyOptions) -> str:
+        info = self.info
+        return await self._renderer.render_async(
+            info.chat_template,
+            turns,
+            tools=options.tools,
+            bos=info.bos,
+            eos=info.eos,
+            extra=options.variables,
         )
 
+    async def _ids(self, prompt: Prompt) -> list[int]:
+        """The tokens of a prompt, with what the vocabulary puts before a text."""
+        info = self.info
+        self._check_length(
+            sum(
+                len(part.encode("utf-8", "replace"))
+                for part in prompt.parts
+                if isinstance(part, str)
+            )
+        )
+        ids: list[int] = []
+        for at, part in enumerate(prompt.parts):
+            if isinstance(part, int):
+                ids.append(part)
+                continue
+            first = at == 0 and prompt.special
+            added = first and (not info.add_bos or self._lacks_bos(part))
+            ids += await self._client.tokenize(
+                part, add_special=added, parse_special=prompt.special
+            )
+        return ids
 
-def piece_event(piece: Piece) -> ReplyEvent:
-    """One piece of an answer as an event."""
-    if piece.kind == "reasoning":
-        return ReplyEvent(reasoning=piece.text)
-    return ReplyEvent(text=piece.text)
+    def _lacks_bos(self, text: str) -> bool:
+        # A template that writes BOS itself must not be given a second one.
+        return self.info.add_bos and not (self.info.bos and text.startswith(self.info.bos))
+
+    async def _plain_ids(self, text: str) -> list[int]:
+        self._check_length(len(text.encode("utf-8", "replace")))
+        return await self._client.tokenize(text, add_special=False, parse_special=False)
+
+    def _check_length(self, size: int) -> None:
+        """Refuse ``size`` bytes that cannot fit, before anyone works on them."""
+        least = size // max(self.info.longest_token, 1)
+        if self.info.longest_token and least >= self.n_ctx:
+            raise ContextLengthError(least, self.n_ctx, at_least=True)
+
+    def _cut(self, ids: list[int]) -> list[int]:
+        if len(ids) <= self.n_ctx:
+            return ids
+        # What ends every text, ends this one too.
+        return [*ids[: self.n_ctx - 1], ids[-1]] if not self.info.generates else ids[: self.n_ctx]
+
+    def _asked(self, tokens: Sequence[int], options: ReplyOptions) -> GenerationRequest:
+        context = options.context
+        return GenerationRequest(
+            id=str(uuid.uuid4()),
+            prompt=tuple(tokens),
+            sampling=options.sampling,
+            max_tokens=options.max_tokens,
+            stop=options.stop,
+            ignore_end=options.ignore_end,
+            grammar=options.grammar,
+            owner=context.owner,
+            client=context.client,
+            priority=context.priority,
+            max_prefill_s=options.max_prefill_s,
+            max_decode_s=options.max_decode_s,
+        )
+
+    def _stops(self, options: ReplyOptions, tools: bool) -> tuple[str, ...]:
+        template = self.info.chat_template
+        # A model without a template may lack ChatML's end as a token and spell it out.
+        stops = (CHATML_END,) if template is None else ()
+        one_call = closing_mark(template) if tools and not options.tool_choice.parallel else None
+        return stops if one_call is None else (*stops, one_call)
+
+    async def _plain(
+        self, prompts: Sequence[Sequence[int]], options: ReplyOptions, n: int
+    ) -> AsyncGenerator[ReplyEvent]:
+        if not prompts or not all(prompts):
+            raise RequestError("prompt is empty: there is nothing to go on from", field="prompt")
+        streams = [
+            self._answer(each, PlainAnswer(len(tokens)))
+            for tokens in prompts
+            for each in choices(self._asked(tokens, options), n)
+        ]
+        async with aclosing(_as_choices(streams)) as events:
+            async for event in events:
+                yield event
+
+    async def _answer(
+        self, request: GenerationRequest, answer: _Taking
+    ) -> AsyncGenerator[ReplyEvent]:
+        # Leaving early must end the generation now, not when a collector comes by.
+        async with aclosing(self._client.generate(request)) as stream:
+            async for event in stream:
+                for reply in answer.take(event):
+                    yield reply
+
+
+async def _as_choices(streams: Sequence[AsyncGenerator[ReplyEvent]]) -> AsyncGenerator[ReplyEvent]:
+    """The events of each stream with its number; of one alone as they are."""
+    if len(streams) == 1:
+        async with aclosing(streams[0]) as only:
+            async for event in only:
+                yield event
+        return
+    async with aclosing(merged(streams)) as events:
+        async for choice, event in events:
+            yield replace(event, choice=choice)

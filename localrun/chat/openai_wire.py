@@ -12,7 +12,7 @@ from typing import Any
 from localrun.chat.messages import Message, ReplyEvent, ReplyOptions
 from localrun.chat.templates import printable
 from localrun.engine.request import FinishReason, Timings
-from localrun.errors import ServerError
+from localrun.errors import EngineError, LocalrunError, ServerError
 
 _CONTEXT_FIELDS = ("n_ctx", "max_model_len", "context_length", "context_window")
 _FINISH = {"length": FinishReason.LENGTH, "error": FinishReason.ERROR}
@@ -68,7 +68,7 @@ class Answer:
 
     def __init__(self) -> None:
         self._finish: FinishReason | None = None
-        self._error: str | None = None
+        self._error: LocalrunError | None = None
         self._prompt_tokens: int | None = None
         self._timings: Timings | None = None
 
@@ -79,7 +79,8 @@ class Answer:
         chunk = _object(data)
         if "error" in chunk:
             self._finish = FinishReason.ERROR
-            self._error = printable(str(error_object(data.encode()).get("message") or "error"))
+            told = printable(str(error_object(data.encode()).get("message") or "error"))
+            self._error = EngineError(told, hint="look at that server's log")
             return []
         usage, timings = chunk.get("usage"), chunk.get("timings")
         if isinstance(usage, dict) and isinstance(usage.get("prompt_tokens"), int):
@@ -109,7 +110,8 @@ class Answer:
         """The one event that ends the answer."""
         finish, error = self._finish, self._error
         if finish is None:
-            finish, error = FinishReason.ERROR, "the server ended the stream before the answer"
+            finish = FinishReason.ERROR
+            error = EngineError("the server ended the stream before the answer")
         return ReplyEvent(
             prompt_tokens=self._prompt_tokens, finish=finish, timings=self._timings, error=error
         )

@@ -26,7 +26,7 @@ from localrun.chat.render_frames import (
 )
 from localrun.config import child_environment
 from localrun.engine.process import limited
-from localrun.errors import RequestError, TemplateError
+from localrun.errors import ConversationRefusedError, RequestError, TemplateError
 
 START_S = 30.0
 # What a Python needs to start where these are set; everything else stays here.
@@ -268,10 +268,7 @@ def _text(answer: Mapping[str, Any]) -> str:
         return text
     message = printable(str(answer.get("message", "")))
     if answer.get("error") == "raised":
-        raise TemplateError(
-            f"the chat template refuses these messages: {message}",
-            hint="change the conversation, or use a model whose template takes it",
-        )
+        raise ConversationRefusedError(f"the chat template refuses these messages: {message}")
     if answer.get("error") == "limit":
         raise TemplateError(f"the chat template broke its limits: {message}")
     raise TemplateError(f"the chat template failed: {message}")

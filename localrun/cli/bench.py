@@ -180,7 +180,7 @@ async def _generate(client: EngineClient, prompt: int, count: int, turn: int) ->
     timings = None
     async for event in client.generate(request):
         if event.error is not None:
-            raise EngineError(event.error)
+            raise event.error
         timings = event.timings or timings
     if timings is None or timings.generated_tokens != count:
         raise EngineError(f"the engine did not generate the {count} tokens it was asked for")

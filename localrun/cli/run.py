@@ -29,7 +29,7 @@ from localrun.cli.options import (
     Vram,
 )
 from localrun.cli.output import clean_text, note
-from localrun.errors import EngineError, UsageError
+from localrun.errors import UsageError
 
 if TYPE_CHECKING:
     from localrun.chat.messages import ChatModel, Message, ReplyOptions
@@ -71,6 +71,7 @@ def run(
     from localrun.chat.messages import Message, ReplyOptions, RequestContext
     from localrun.cli.guessing import guessing, with_guesses
     from localrun.cli.loading import open_chat, prepare
+    from localrun.cli.lookup import require_text
     from localrun.cli.options import no_budget_beside_plan
     from localrun.cli.saved_plans import prepare_saved
     from localrun.config import settings
@@ -91,6 +92,7 @@ def run(
     )
     no_budget_beside_plan(plan, request)
     prepared = prepare(ref, request) if plan is None else prepare_saved(ref, plan)
+    require_text(prepared.spec, ref)
     prepared = with_guesses(prepared, wanted, settings())
     for warning in prepared.plan.warnings:
         note(f"note: {warning}")
@@ -198,7 +200,7 @@ async def _stream(
             sys.stdout.flush()
             last = event.text[-1]
         if event.error is not None:
-            raise EngineError(event.error)
+            raise event.error
         timings = event.timings or timings
     if last != "\n":
         sys.stdout.write("\n")

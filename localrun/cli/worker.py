@@ -176,6 +176,13 @@ def describe(plan: Plan, engine: Engine) -> EngineInfo:
         eos=text(vocabulary.eos),
         add_bos=vocabulary.add_bos,
         chat_template=None,
+        vocabulary_size=len(vocabulary.tokens),
+        longest_token=max(map(len, (*vocabulary.tokens, *vocabulary.names.values())), default=0),
+        bos_id=vocabulary.bos,
+        fim=vocabulary.fim,
+        generates=engine.capabilities.generates,
+        embeds=engine.capabilities.embeddings,
+        pooling=engine.capabilities.pooling,
     )
 
 

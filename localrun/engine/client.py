@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from localrun.engine.request import EmbeddingRequest, GenerationRequest, TokenEvent
-from localrun.engine.runner import RunnerStats
+from localrun.engine.runner import FillInMiddle, Pooling, RunnerStats
 
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What a loaded engine says of itself. ``bos`` and ``eos`` are the texts templates use."""
+    """What a loaded engine says of itself. ``bos`` and ``eos`` are the texts templates use.
+
+    ``longest_token`` is in bytes: a text has at least as many tokens as it is longer than that.
+    ``generates`` and ``embeds`` are what it can be asked for, ``pooling`` how embeddings are made.
+    """
 
     ref: str
     backend: str
@@ -22,6 +26,13 @@ class EngineInfo:
     eos: str
     add_bos: bool
     chat_template: str | None
+    vocabulary_size: int = 0
+    longest_token: int = 0
+    bos_id: int | None = None
+    fim: FillInMiddle | None = None
+    generates: bool = True
+    embeds: bool = False
+    pooling: Pooling | None = None
 
 
 class EngineClient(Protocol):
@@ -33,6 +44,14 @@ class EngineClient(Protocol):
     async def tokenize(
         self, text: str, *, add_special: bool = False, parse_special: bool = True
     ) -> list[int]: ...
+
+    async def pieces(self, tokens: Sequence[int]) -> list[bytes]:
+        """The bytes that each token stands for; of control tokens their names.
+
+        Raises:
+            RequestError: one is no token of this model's.
+        """
+        ...
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent]:
         """Stream one generation. Closing the generator early cancels it within one step.

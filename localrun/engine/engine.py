@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
@@ -19,11 +19,17 @@ from localrun.engine.generation import Generation
 from localrun.engine.limits import MAX_WAITING, check
 from localrun.engine.queue import Queue
 from localrun.engine.request import EmbeddingRequest, FinishReason, GenerationRequest
-from localrun.engine.runner import ForwardAborted, ModelRunner, RunnerStats, Vocabulary
+from localrun.engine.runner import (
+    Capabilities,
+    ForwardAborted,
+    ModelRunner,
+    RunnerStats,
+    Vocabulary,
+)
 from localrun.engine.scheduler import Scheduler
 from localrun.engine.sequence import Clock, Sequence
 from localrun.engine.threads import ThreadRange, ThreadTuner
-from localrun.errors import BusyError, EngineError, LocalrunError
+from localrun.errors import BusyError, EngineError, LocalrunError, RequestError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -101,6 +107,10 @@ class Engine:
     def n_ctx(self) -> int:
         return self._n_ctx
 
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._runner.capabilities
+
     def stats(self) -> RunnerStats:
         """The runner's counters when the last generation ended."""
         return self._scheduler.stats
@@ -117,6 +127,21 @@ class Engine:
             self._check_open()
             return self._runner.tokenize(text, add_special=add_special, parse_special=parse_special)
 
+    def pieces(self, tokens: Iterable[int]) -> list[bytes]:
+        """The bytes that each token stands for; of control tokens their names.
+
+        Raises:
+            RequestError: one is no token of this model's.
+        """
+        texts, names = self._vocabulary.tokens, self._vocabulary.names
+        pieces = []
+        for token in tokens:
+            if not 0 <= token < len(texts):
+                raise RequestError(f"tokens: ids are 0 to {len(texts) - 1}", field="tokens")
+            name = names.get(token)
+            pieces.append(texts[token] if name is None else name.encode())
+        return pieces
+
     def submit(
         self, request: GenerationRequest, *, on_ready: Callable[[], None] | None = None
     ) -> Generation:
@@ -124,12 +149,18 @@ class Engine:
         compiled, at most for its deadline.
 
         Raises:
-            RequestError: a field out of its range, named.
+            RequestError: a field out of its range, named; or the model makes embeddings only.
             GrammarError: the grammar cannot be compiled, or not in time.
             ContextLengthError: the prompt leaves no room for one token.
             BusyError: too many requests wait.
             EngineError: the engine is closed.
         """
+        if not self._runner.capabilities.generates:
+            raise RequestError(
+                "this model makes embeddings only, no text",
+                hint="choose a model that generates; this one serves /v1/embeddings",
+                field="model",
+            )
         check(request, n_ctx=self._n_ctx, vocabulary_size=len(self._vocabulary.tokens))
         matcher = None if request.grammar is None else self._compile(request.grammar)
         generation = Generation(request, lambda: self._cancel(sequence), on_ready)
@@ -313,6 +344,7 @@ class Engine:
     def _end(self, ready: Future[Vocabulary], error: str | None) -> None:
         """The thread's last act: events first, so that no reader waits for a slow close."""
         reason = FinishReason.ERROR if error else FinishReason.CANCELLED
+        failure = EngineError(error) if error else None
         with self._changed:
             self._closing, self._error = True, error
             waiting = self._waiting.clear()
@@ -321,9 +353,9 @@ class Engine:
         if self._started:
             if error is None:
                 self._scheduler.keep()
-            self._scheduler.end_all(reason, error)
+            self._scheduler.end_all(reason, failure)
         for sequence in waiting:
-            sequence.end(reason, error)
+            sequence.end(reason, failure)
         for _, future in self._jobs:
             if future.set_running_or_notify_cancel():
                 future.set_exception(EngineError(error or "the engine is closed"))

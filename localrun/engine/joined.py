@@ -51,6 +51,7 @@ class Joined:
             tuple(self._tokens),
             tuple(self._logprobs),
             finish=last.finish,
+            stopped=last.stopped,
             timings=last.timings,
             error=last.error,
         )

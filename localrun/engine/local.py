@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 
 from localrun.engine.client import EngineInfo
@@ -36,6 +36,10 @@ class LocalEngineClient:
         return await asyncio.to_thread(
             self._engine.tokenize, text, add_special=add_special, parse_special=parse_special
         )
+
+    async def pieces(self, tokens: Sequence[int]) -> list[bytes]:
+        """The bytes of each token; see ``EngineClient.pieces``."""
+        return self._engine.pieces(tokens)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]:
         """Stream one generation; see ``EngineClient.generate``. Submitted at the first step."""

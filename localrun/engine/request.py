@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Final, Literal
 
 from localrun.engine.runner import Pooling
-from localrun.errors import RequestError
+from localrun.errors import LocalrunError, RequestError
 
 MAX_CHOICES: Final = 16
 
@@ -76,6 +76,11 @@ class GenerationRequest:
     ``owner`` parts those who may not learn of each other: nothing cached for one serves another.
     ``client`` is who takes turns with other clients: names alike up to a ``/`` have one turn, which
     they share out. ``draft`` False forbids speculation.
+
+    ``max_prefill_s`` ends a request whose prompt is not read by then, without a text; what was
+    read stays cached. ``max_decode_s`` counts from the first token and ends a text that has a line
+    break by then, as llama.cpp's ``t_max_predict_ms`` does. Both are for completions while somebody
+    types.
     """
 
     id: str
@@ -90,6 +95,8 @@ class GenerationRequest:
     client: str = ""
     priority: Priority = "normal"
     draft: bool = True
+    max_prefill_s: float | None = None
+    max_decode_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +192,8 @@ class TokenEvent:
     A stream is any number of events with ``prefilled`` (prompt tokens done so far), then events
     with ``text``, whole UTF-8 and never part of a stop string, then exactly one last event with
     ``finish`` and ``timings``. ``error`` is set with ``FinishReason.ERROR``.
-    ``tokens`` are the ids sampled since the last event, ``logprobs`` theirs where asked for.
+    ``tokens`` are the ids sampled since the last event, ``logprobs`` theirs where asked for;
+    ``stopped`` is the stop string that ended it.
     """
 
     id: str
@@ -194,5 +202,6 @@ class TokenEvent:
     logprobs: tuple[TokenLogprob, ...] = ()
     prefilled: int | None = None
     finish: FinishReason | None = None
+    stopped: str | None = None
     timings: Timings | None = None
-    error: str | None = None
+    error: LocalrunError | None = None

@@ -34,6 +34,7 @@ class Capabilities:
     idle_costs: every step passes over what sequences hold that take no part in it; better they
         lie elsewhere.
     state_bytes_per_token: what ``save`` writes for each token, about; 0 where nobody knows.
+    generates: whether it makes text at all; an encoder makes embeddings only.
     pooling: how the model was trained to make one embedding of a text's; None where it was not.
     """
 
@@ -48,6 +49,7 @@ class Capabilities:
     idle_costs: bool = False
     state_bytes_per_token: int = 0
     embeddings: bool = False
+    generates: bool = True
     pooling: Pooling | None = None
     images: bool = False
 
@@ -62,11 +64,25 @@ class BatchItem:
 
 
 @dataclass(frozen=True, slots=True)
+class FillInMiddle:
+    """Ids of the control tokens around a text that is to be filled in, as a model was trained on
+    them: what stands before the gap, what stands behind it, and where its text begins.
+    ``repository`` and ``file`` begin a repository's name and another file's.
+    """
+
+    prefix: int
+    suffix: int
+    middle: int
+    repository: int | None = None
+    file: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Vocabulary:
     """``tokens[i]`` are the bytes token ``i`` stands for; empty for control tokens.
 
     ``end`` holds every id that ends a turn; ``names`` the text of control tokens by id, as a
-    template writes them (``<|im_end|>``).
+    template writes them (``<|im_end|>``). ``fim`` is None where a model fills in nothing.
     """
 
     tokens: tuple[bytes, ...]
@@ -75,6 +91,7 @@ class Vocabulary:
     end: frozenset[int]
     add_bos: bool
     names: dict[int, str]
+    fim: FillInMiddle | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from localrun.engine.runner import ForwardAborted, Logits, ModelRunner, RunnerSt
 from localrun.engine.sampling.sampler import NotFiniteError, NothingLeftError
 from localrun.engine.sequence import Clock, Sequence, Work
 from localrun.engine.threads import ThreadTuner
-from localrun.errors import EngineError, LocalrunError
+from localrun.errors import EngineError, LocalrunError, RequestError
 
 if TYPE_CHECKING:
     from localrun.engine.drafting.speculation import Drafting
@@ -33,6 +33,7 @@ _MAX_RETRIES: Final = 3
 _WORTH_WAITING: Final = 32
 # A cancelled sequence's forward is cut short where it has more tokens of the step than this.
 _WORTH_ABORTING: Final = 32
+_UNASKED: Final = "the runner ended a step that nobody asked it to end"
 
 GiveWay = Callable[[Sequence], None]
 """Takes back a sequence that has to wait again."""
@@ -147,7 +148,7 @@ class Scheduler:
         if self._tuner is not None and rows and not chunk and not drafts:
             self._tuner.observe(threads, seconds)
 
-    def end_all(self, reason: FinishReason, error: str | None = None) -> None:
+    def end_all(self, reason: FinishReason, error: LocalrunError | None = None) -> None:
         """Send every sequence's last event. Calls nothing of the runner's."""
         while self._active:
             self._active.pop().end(reason, error)
@@ -209,7 +210,7 @@ class Scheduler:
             try:
                 timeline = self._cache.take(sequence.tokens, sequence.request.owner)
             except EngineError as error:
-                self._fail(sequence, error.message)
+                self._fail(sequence, error)
                 continue
             if timeline is None:
                 self._postpone(sequence)
@@ -218,7 +219,7 @@ class Scheduler:
 
     def _postpone(self, sequence: Sequence) -> None:
         if len(self._active) == 1:
-            self._fail(sequence, "the runner has no sequence left")
+            self._fail(sequence, EngineError("the runner has no sequence left"))
             return
         self._active.remove(sequence)
         self._give_way(sequence)
@@ -228,7 +229,7 @@ class Scheduler:
         while works and not self._cache.reserve(sum(len(work.tokens) for work in works)):
             victim = max(self._active, key=lambda each: (rank(each), each.began or 0.0))
             if len(self._active) == 1:
-                self._fail(victim, "no room is left in the cache")
+                self._fail(victim, EngineError("no room is left in the cache"))
                 return []
             self._active.remove(victim)
             works = [work for work in works if work.sequence is not victim]
@@ -269,11 +270,12 @@ class Scheduler:
                 if work.at_border and sequence.timeline is not None:
                     self._cache.checkpoint(sequence.timeline)
             except NotFiniteError:
-                self._fail(sequence, "the model's logits are not finite")
+                self._fail(sequence, EngineError("the model's logits are not finite"))
             except NothingLeftError as error:
-                self._fail(sequence, str(error))
+                # What was asked contradicts itself: penalties, biases, and a grammar.
+                self._fail(sequence, RequestError(str(error)))
             except LocalrunError as error:
-                self._fail(sequence, error.message)
+                self._fail(sequence, error)
             else:
                 if reason is not None:
                     self._end(sequence, reason)
@@ -307,7 +309,7 @@ class Scheduler:
             try:
                 self._cache.cut(sequence.timeline, len(sequence.timeline.tokens))
             except EngineError as error:
-                self._fail(sequence, error.message)
+                self._fail(sequence, error)
 
     def _aborted(self, works: list[Work]) -> None:
         self._cut_back(works)
@@ -317,11 +319,11 @@ class Scheduler:
         for work in works:
             work.sequence.retries += 1
             if work.sequence.retries > _MAX_RETRIES:
-                self._fail(work.sequence, "the runner ended a step that nobody asked it to end")
+                self._fail(work.sequence, EngineError(_UNASKED))
 
     def _failed(self, works: list[Work], error: EngineError) -> None:
         if len(works) == 1:
-            self._fail(works[0].sequence, error.message)
+            self._fail(works[0].sequence, error)
             return
         self._cut_back(works)
         for work in works:
@@ -334,7 +336,7 @@ class Scheduler:
         self._take_stats()
         sequence.end(reason)
 
-    def _fail(self, sequence: Sequence, error: str) -> None:
+    def _fail(self, sequence: Sequence, error: LocalrunError) -> None:
         if sequence not in self._active:
             return
         self._active.remove(sequence)

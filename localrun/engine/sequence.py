@@ -20,6 +20,7 @@ from localrun.engine.request import (
 from localrun.engine.runner import BatchItem, Logits, LogitsWanted, Vocabulary
 from localrun.engine.sampling.sampler import Sampler
 from localrun.engine.stops import StopMatcher
+from localrun.errors import LocalrunError
 
 if TYPE_CHECKING:
     from localrun.engine.drafting.pace import RowCosts
@@ -102,6 +103,7 @@ class Sequence:
         self._submitted = clock()
         self._first: float | None = None
         self._latest = 0.0
+        self._has_line = False
 
     def begin(self, drafting: Drafting | None = None, costs: RowCosts | None = None) -> None:
         """Start the clock of the prefill. Not the first time where it had to give way before."""
@@ -172,7 +174,7 @@ class Sequence:
             progress = min(len(self.timeline.tokens), len(self.request.prompt))
             self.generation.put(TokenEvent(self.request.id, prefilled=progress))
         if not work.draws:
-            return None, 0
+            return self._late(), 0
         reason, accepted = self._draw(logits, row), 0
         while reason is None and accepted < len(drafts) and self.tokens[-1] == drafts[accepted]:
             self.timeline.tokens.append(drafts[accepted])
@@ -208,7 +210,22 @@ class Sequence:
             return FinishReason.STOP
         if self._matcher is not None and self._matcher.finished:
             return FinishReason.STOP
-        return FinishReason.LENGTH if self._generated >= self._limit else None
+        if self._generated >= self._limit or self._lasts_too_long():
+            return FinishReason.LENGTH
+        return None
+
+    def _late(self) -> FinishReason | None:
+        """Whether whoever asked waits no longer for a prompt that is still being read."""
+        most = self.request.max_prefill_s
+        if most is None or self._generated or self.began is None:
+            return None
+        return FinishReason.LENGTH if self._clock() - self.began >= most else None
+
+    def _lasts_too_long(self) -> bool:
+        most, first = self.request.max_decode_s, self._first
+        if most is None or first is None or self._latest - first < most:
+            return False
+        return self._has_line
 
     def _bytes(self, token: int) -> bytes:
         name = self._vocabulary.names.get(token)
@@ -216,7 +233,7 @@ class Sequence:
             return name.encode()
         return self._vocabulary.tokens[token]
 
-    def end(self, reason: FinishReason, error: str | None = None) -> None:
+    def end(self, reason: FinishReason, error: LocalrunError | None = None) -> None:
         """Send what was held back, then the last event. Only the first call has an effect."""
         if self._speculation is not None:
             self._speculation.close()
@@ -232,6 +249,7 @@ class Sequence:
                 tokens=tuple(self._unsent),
                 logprobs=tuple(self._logprobs),
                 finish=reason,
+                stopped=self._stops.matched,
                 timings=self._timings(),
                 error=error,
             )
@@ -240,6 +258,7 @@ class Sequence:
     def _send(self, text: str) -> None:
         if not text:
             return
+        self._has_line = self._has_line or "\n" in text
         unsent, logprobs = tuple(self._unsent), tuple(self._logprobs)
         self.generation.put(TokenEvent(self.request.id, text, unsent, logprobs))
         self._unsent.clear()

@@ -10,9 +10,11 @@ from typing import Any, TypeVar
 from starlette.responses import Response
 
 from localrun.chat.messages import ReplyEvent
-from localrun.errors import ServerError
+from localrun.engine.request import FinishReason
+from localrun.errors import EngineError, ServerError
 from localrun.server.guards import Receive, Scope, Send
 from localrun.server.protocol import ChunkWriter
+from localrun.server.record import RequestRecord
 
 Result = TypeVar("Result")
 
@@ -56,15 +58,24 @@ async def _disconnected(receive: Receive) -> None:
 class Reply:
     """A reply whose first event is waited for before anything is sent.
 
-    So an error that comes instead of it still has its own status.
+    So an error that comes instead of it still has its own status. ``record`` sees every event.
     """
 
-    def __init__(self, events: AsyncIterator[ReplyEvent]) -> None:
+    def __init__(self, events: AsyncIterator[ReplyEvent], record: RequestRecord) -> None:
         self._events = events
-        self._first: ReplyEvent | None = None
+        self._record = record
+        self._first: asyncio.Future[ReplyEvent | None] | None = None
 
-    async def begin(self) -> None:
-        self._first = await anext(self._events, None)
+    async def begin(self, within_s: float | None = None) -> None:
+        """Wait for the first event, at most ``within_s``; then an error comes with the others."""
+        first = asyncio.ensure_future(anext(self._events, None))
+        self._first = first
+        if within_s is None:
+            await first
+            return
+        await asyncio.wait((first,), timeout=within_s)
+        if first.done():
+            first.result()
 
     def __aiter__(self) -> AsyncIterator[ReplyEvent]:
         return self
@@ -72,23 +83,51 @@ class Reply:
     async def __anext__(self) -> ReplyEvent:
         if self._first is not None:
             first, self._first = self._first, None
-            return first
-        return await anext(self._events)
+            event = await first
+            if event is None:
+                raise StopAsyncIteration
+        else:
+            event = await anext(self._events)
+        self._record.take(event)
+        return event
 
     async def aclose(self) -> None:
         """Cancel what still runs."""
+        if self._first is not None:
+            self._first.cancel()
+            await asyncio.gather(self._first, return_exceptions=True)
         if isinstance(self._events, AsyncGenerator):
             await self._events.aclose()
 
 
+async def ticking(
+    events: AsyncIterator[ReplyEvent], every_s: float
+) -> AsyncGenerator[ReplyEvent | None]:
+    """The events, and None whenever none has come for ``every_s``. Ends with them."""
+    waiting: asyncio.Future[ReplyEvent | None] | None = None
+    try:
+        while True:
+            waiting = waiting or asyncio.ensure_future(anext(events, None))
+            done, _ = await asyncio.wait((waiting,), timeout=every_s)
+            if not done:
+                yield None
+                continue
+            event, waiting = waiting.result(), None
+            if event is None:
+                return
+            yield event
+    finally:
+        if waiting is not None:
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+
+
 class EventStream(Response):
-    """A text/event-stream of whole events made from a reply.
+    """A stream of whole events made from a reply.
 
     The reply is closed at its end, when the client leaves, and when the server stops (after
     ``goodbye``). The next event is asked for only when the connection has taken the last one.
     """
-
-    media_type = "text/event-stream"
 
     def __init__(
         self,
@@ -97,8 +136,11 @@ class EventStream(Response):
         *,
         stopping: asyncio.Event,
         goodbye: bytes,
+        media_type: str = "text/event-stream",
     ) -> None:
-        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        super().__init__(
+            headers={"cache-control": "no-cache", "x-accel-buffering": "no"}, media_type=media_type
+        )
         del self.headers["content-length"]
         self._reply = reply
         self._events = events
@@ -127,3 +169,15 @@ class EventStream(Response):
         async for event in self._events:
             if chunks.write(event):
                 await chunks.drain()
+
+
+def finish_of(event: ReplyEvent) -> FinishReason:
+    """Why an answer ended.
+
+    Raises:
+        LocalrunError: by an error.
+    """
+    assert event.finish is not None
+    if event.finish is FinishReason.ERROR:
+        raise event.error or EngineError("the generation failed")
+    return event.finish

@@ -16,7 +16,8 @@ from itertools import accumulate
 from typing import Any
 
 from localrun.errors import BusyError
-from localrun.server.shapes import error_response, response_of
+from localrun.server import errors
+from localrun.server.errors import Refusal
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -86,14 +87,14 @@ class Guards:
                 await _preflight(headers, send)
                 return
         if refusal := self._refusal(scope):
-            await refusal(scope, receive, send)
+            await _refused(scope, refusal)(scope, receive, send)
             return
         if scope["method"] in _READING:
             await self._app(scope, receive, send)
             return
         if self._requests >= MAX_REQUESTS:
-            refusal = response_of(BusyError(f"{MAX_REQUESTS} requests are under way"))
-            await refusal(scope, receive, send)
+            busy = BusyError(f"{MAX_REQUESTS} requests are under way")
+            await errors.response_of(scope["path"], busy)(scope, receive, send)
             return
         self._requests += 1
         try:
@@ -106,7 +107,7 @@ class Guards:
         if body is None:
             return
         if refusal := await _judge_body(body):
-            await refusal(scope, receive, send)
+            await _refused(scope, refusal)(scope, receive, send)
             return
         await self._app(scope, _replay(bytes(body), receive), send)
 
@@ -128,30 +129,27 @@ class Guards:
             given = _with_port(given, port)
         return given in allowed
 
-    def _refusal(self, scope: Scope) -> App | None:
+    def _refusal(self, scope: Scope) -> Refusal | None:
         headers: Headers = scope["headers"]
         size = sum(len(name) + len(value) for name, value in headers)
         if len(headers) > MAX_HEADER_FIELDS or size > MAX_HEADER_BYTES:
-            return error_response(
+            return Refusal(
                 431,
                 f"the header has {len(headers)} fields and {size} bytes: the limits are "
                 f"{MAX_HEADER_FIELDS} and {MAX_HEADER_BYTES}",
                 code="header_too_large",
             )
         if scope["path"] != OPEN_PATH and not self._key_is_right(headers):
-            return error_response(
+            return Refusal(
                 401,
                 "the API key is missing or wrong: send it as `Authorization: Bearer KEY`",
                 code="invalid_api_key",
-                headers={"www-authenticate": "Bearer"},
             )
         if scope["method"] in _READING:
             return None
         kinds = _values(headers, b"content-type")
         if len(kinds) != 1 or kinds[0].partition(b";")[0].strip().lower() != b"application/json":
-            return error_response(
-                415, "send the body as content-type: application/json", code="not_json"
-            )
+            return Refusal(415, "send the body as content-type: application/json", code="not_json")
         declared = _values(headers, b"content-length")
         if declared and int(declared[0]) > MAX_BODY_BYTES:
             return _too_large()
@@ -211,12 +209,16 @@ async def _preflight(headers: Headers, send: Send) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-def _too_large() -> App:
-    return error_response(
+def _refused(scope: Scope, refusal: Refusal) -> App:
+    headers = {401: {"www-authenticate": "Bearer"}, 413: {"connection": "close"}}
+    return errors.response(scope["path"], refusal, headers=headers.get(refusal.status))
+
+
+def _too_large() -> Refusal:
+    return Refusal(
         413,
         f"the body is larger than {MAX_BODY_BYTES} bytes",
         code="body_too_large",
-        headers={"connection": "close"},
     )
 
 
@@ -233,14 +235,14 @@ async def _read(receive: Receive) -> bytearray | None:
     return body
 
 
-async def _judge_body(body: bytearray) -> App | None:
+async def _judge_body(body: bytearray) -> Refusal | None:
     if len(body) > MAX_BODY_BYTES:
         return _too_large()
     measured = json_depth(body) if len(body) < _LONG_BODY else asyncio.to_thread(json_depth, body)
     depth = measured if isinstance(measured, int) else await measured
     if depth <= MAX_JSON_DEPTH:
         return None
-    return error_response(
+    return Refusal(
         400, f"the JSON is nested {depth} deep: the limit is {MAX_JSON_DEPTH}", code="json_too_deep"
     )
 

@@ -10,8 +10,8 @@ from itertools import count
 from typing import Any, Protocol
 
 from localrun.chat.messages import ServedModel
-from localrun.errors import MemoryInUseError, ServerError
-from localrun.server.app import ModelCard
+from localrun.errors import MemoryInUseError, ModelNotFoundError, ServerError
+from localrun.server.models import LoadedModel, ModelCard, ModelFacts
 from localrun.server.room import Candidate, Loaded, Opening, Tenant, make_room
 
 KEEP_ALIVE_S = 30 * 60.0
@@ -40,6 +40,7 @@ class _Slot:
         self.used = 0
         self.opening = False
         self.ready: Loaded | None = None
+        self.keep_s: float | None = None
         self.task: asyncio.Task[ServedModel]
         self.timer: Cancellable | None = None
 
@@ -50,6 +51,8 @@ class LoadingProvider:
     look: finds the model of that canonical name and looks at the machine; off the event loop; may
         raise any LocalrunError.
     cards: what is served, read anew each time.
+    facts: what the header of a model by that name says; off the event loop; may raise. None where
+        nobody reads headers.
     canonical: the one name of a model that has several; raises for a name that none has.
     keep_alive_s: a model is unloaded when it has had no request for so long; None never.
     wait_s: how long a load waits for its turn and for models with requests under way to become
@@ -65,6 +68,7 @@ class LoadingProvider:
         look: Callable[[str], Candidate],
         *,
         cards: Callable[[], Sequence[ModelCard]],
+        facts: Callable[[str], ModelFacts] | None = None,
         canonical: Callable[[str], str] = str,
         keep_alive_s: float | None = KEEP_ALIVE_S,
         wait_s: float = WAIT_S,
@@ -73,6 +77,7 @@ class LoadingProvider:
     ) -> None:
         self._look = look
         self._cards = cards
+        self._facts = facts
         self._canonical = canonical
         self._keep_alive_s = keep_alive_s
         self._wait_s = wait_s
@@ -88,9 +93,46 @@ class LoadingProvider:
     def names(self) -> Sequence[ModelCard]:
         return self._cards()
 
+    def facts(self, name: str) -> ModelFacts:
+        name = self._canonical(name)
+        if self._facts is None:
+            raise ModelNotFoundError(f"{name}: its header is not known here")
+        return self._facts(name)
+
+    def loaded(self) -> Sequence[LoadedModel]:
+        return tuple(
+            LoadedModel(
+                slot.name,
+                slot.ready.model.n_ctx,
+                dict(slot.ready.holding.promised),
+                slot.requests,
+                self._keep_of(slot),
+            )
+            for slot in self._slots.values()
+            if slot.ready is not None
+        )
+
+    async def unload(self, name: str) -> bool:
+        """Free a model that nobody uses; whether it was loaded and is no more.
+
+        Raises:
+            LocalrunError: what ``canonical`` raised.
+        """
+        if name not in self._slots:
+            name = await asyncio.to_thread(self._canonical, name)
+        slot = self._slots.get(name)
+        if slot is None or slot.ready is None or slot.requests:
+            return False
+        self._unload(slot)
+        await self._unloaded()
+        return True
+
     @asynccontextmanager
-    async def lease(self, name: str) -> AsyncIterator[ServedModel]:
+    async def lease(self, name: str, *, keep_s: float | None = None) -> AsyncIterator[ServedModel]:
         """The model for one request: loaded once whoever asks, and kept until the block ends.
+
+        ``keep_s``: how long it is kept then, negative for ever; None as the one before said, else
+        as the server was told.
 
         Raises:
             ServerError: the provider was closed.
@@ -103,6 +145,7 @@ class LoadingProvider:
             raise ServerError("the server is shutting down")
         slot = self._slots.get(name) or self._begin(name)
         slot.requests += 1
+        slot.keep_s = slot.keep_s if keep_s is None else keep_s
         self._stop_timer(slot)
         try:
             # One client that leaves must not undo what another waits for.
@@ -192,9 +235,15 @@ class LoadingProvider:
             if slot.ready is not None
         )
 
+    def _keep_of(self, slot: _Slot) -> float | None:
+        if slot.keep_s is None:
+            return self._keep_alive_s
+        return None if slot.keep_s < 0 else slot.keep_s
+
     def _start_timer(self, slot: _Slot) -> None:
-        if self._keep_alive_s is not None and not self._closed:
-            slot.timer = self._later(self._keep_alive_s, lambda: self._unload(slot))
+        keep_s = self._keep_of(slot)
+        if keep_s is not None and not self._closed:
+            slot.timer = self._later(keep_s, lambda: self._unload(slot))
 
     def _stop_timer(self, slot: _Slot) -> None:
         if slot.timer is not None:

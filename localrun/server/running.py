@@ -28,13 +28,15 @@ MAX_FILE_BYTES = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class RunningServer:
-    """``create_time``: when the process began, seconds since 1970; ``models``: those loaded."""
+    """``create_time``: when the process began, seconds since 1970; ``models``: those loaded;
+    ``compat_ports``: further ports of 127.0.0.1 where it listens."""
 
     pid: int
     create_time: float
     host: str
     port: int
     models: tuple[str, ...]
+    compat_ports: tuple[int, ...] = ()
 
     @property
     def url(self) -> str:
@@ -44,7 +46,12 @@ class RunningServer:
 
 @contextlib.contextmanager
 def register(
-    settings: Settings, *, host: str, port: int, models: Sequence[str]
+    settings: Settings,
+    *,
+    host: str,
+    port: int,
+    models: Sequence[str],
+    compat_ports: Sequence[int] = (),
 ) -> Iterator[RunningServer]:
     """Say that this process serves there, until the block ends.
 
@@ -52,7 +59,8 @@ def register(
         ServerError: the state directory cannot be written.
     """
     pid = os.getpid()
-    server = RunningServer(pid, psutil.Process(pid).create_time(), host, port, tuple(models))
+    born = psutil.Process(pid).create_time()
+    server = RunningServer(pid, born, host, port, tuple(models), tuple(compat_ports))
     place = _file(settings, server)
     try:
         _write(place, server)
@@ -147,6 +155,7 @@ def _read(file: Path) -> RunningServer | None:
             host=str(fields["host"]),
             port=int(fields["port"]),
             models=tuple(str(model) for model in fields["models"]),
+            compat_ports=tuple(int(port) for port in fields.get("compat_ports", ())),
         )
     except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
         return None

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import FrameType
 
 import uvicorn
@@ -26,6 +26,8 @@ from localrun.server.protocol import DeadlineProtocol
 DEFAULT_HOST = "127.0.0.1"
 # Nobody else's: not among the ports that other runtimes and their clients use.
 DEFAULT_PORT = 7411
+# Where clients look that cannot be told another port: Ollama's, and llama.vim's.
+COMPAT_PORTS = (11434, 8012)
 IDLE_S = 5
 # How long streams may take to end once they were told.
 GOODBYE_S = 5
@@ -86,15 +88,32 @@ def _is_loopback(address: str) -> bool:
     return ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
-async def serve(app: ServedApp, listener: socket.socket, *, access_log: bool = True) -> int:
-    """Serve until SIGINT or SIGTERM; the exit code that says which.
+def listen_compatibly(
+    taken: int, *, api_key: str | None, ports: Sequence[int] = COMPAT_PORTS
+) -> tuple[list[socket.socket], list[int]]:
+    """Sockets on 127.0.0.1 for ``ports`` but ``taken``, and the ports that others use."""
+    listeners, refused = [], []
+    for port in ports:
+        if port == taken:
+            continue
+        try:
+            listeners.append(listen(DEFAULT_HOST, port, api_key=api_key))
+        except ServerError:
+            refused.append(port)
+    return listeners, refused
+
+
+async def serve(app: ServedApp, *listeners: socket.socket, access_log: bool = True) -> int:
+    """Serve on every listener until SIGINT or SIGTERM; the exit code that says which.
 
     Streams under way end with an event, then the app's models are closed. A second SIGINT does not
     wait for clients.
     """
     server = StoppingServer(server_config(app, access_log=access_log), app)
-    with listener:
-        await server.serve(sockets=[listener])
+    with contextlib.ExitStack() as stack:
+        for listener in listeners:
+            stack.enter_context(listener)
+        await server.serve(sockets=list(listeners))
     return INTERRUPTED if server.ended_by == signal.SIGINT else 0
 
 

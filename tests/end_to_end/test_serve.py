@@ -22,8 +22,9 @@ from localrun.chat.local import LocalChatModel
 from localrun.chat.messages import ServedModel
 from localrun.chat.templates import Renderer
 from localrun.engine.process.engine_process import EngineProcess
-from localrun.server.app import ModelCard, create_app
+from localrun.server.app import create_app
 from localrun.server.guards import ServerOptions
+from localrun.server.models import ModelCard
 from localrun.server.provider import LoadingProvider
 from localrun.server.serving import listen
 from tests.engine_child import LOADER, ROOT, importable, plan
@@ -218,7 +219,8 @@ async def test_a_client_that_stops_reading_early_frees_the_engine() -> None:
 SERVER = """
 import asyncio, sys
 from localrun.config import settings
-from localrun.server.app import ModelCard, create_app
+from localrun.server.app import create_app
+from localrun.server.models import ModelCard
 from localrun.server.provider import LoadingProvider
 from localrun.server.serving import listen
 from localrun.server.running import register

@@ -11,6 +11,7 @@ from localrun.engine.request import FinishReason
 from localrun.errors import (
     ContextLengthError,
     EngineCrashedError,
+    EngineError,
     LocalrunError,
     ModelNotFoundError,
     TemplateError,
@@ -282,7 +283,9 @@ async def test_an_error_under_an_answer_keeps_what_was_said(
 
 
 BROKEN_STREAMS = {
-    "error event": ReplyEvent(finish=FinishReason.ERROR, error="the engine fell over"),
+    "error event": ReplyEvent(
+        finish=FinishReason.ERROR, error=EngineError("the engine fell over")
+    ),
     "no last event": ReplyEvent(text=" more"),
 }
 
@@ -293,7 +296,7 @@ async def test_a_stream_that_breaks_off_is_an_error(running: Running, last: Repl
         await ask(app, pilot, "hello")
         await settled(app, pilot)
         message = app.chat.query_one(ErrorTurn).message
-        assert message == (last.error or "the model broke the answer off")
+        assert message == str(last.error or "the model broke the answer off")
         assert "broken off" in foot(app)
 
 

@@ -22,7 +22,13 @@ from localrun.engine.request import (
     TokenEvent,
     TokenLogprob,
 )
-from localrun.errors import ContextLengthError, EngineCrashedError, RequestError, TemplateError
+from localrun.errors import (
+    ContextLengthError,
+    EngineCrashedError,
+    EngineError,
+    RequestError,
+    TemplateError,
+)
 
 TIMINGS = Timings(5, 0, 2, 0.1, 0.2)
 HELLO = [Message("user", "hello")]
@@ -269,14 +275,13 @@ async def test_leaving_early_cancels_the_generation(renderer: Renderer) -> None:
 
 
 async def test_an_engines_error_is_the_last_event(renderer: Renderer) -> None:
-    last = TokenEvent("", finish=FinishReason.ERROR, error="the device is gone")
+    error = EngineError("the device is gone")
+    last = TokenEvent("", finish=FinishReason.ERROR, error=error)
     client = ScriptedClient(["a"], template=THINKING, last=last)
 
     events = await replies(LocalChatModel(client, renderer))
 
-    assert events[-1] == ReplyEvent(
-        prompt_tokens=5, finish=FinishReason.ERROR, error="the device is gone"
-    )
+    assert events[-1] == ReplyEvent(prompt_tokens=5, finish=FinishReason.ERROR, error=error)
 
 
 @pytest.mark.parametrize(

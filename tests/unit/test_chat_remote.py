@@ -198,7 +198,7 @@ async def test_what_came_before_an_error_is_kept(stream: str, words: str) -> Non
     assert text == ReplyEvent(text="a")
     assert last.finish is FinishReason.ERROR
     assert last.error is not None
-    assert last.error.startswith(words)
+    assert str(last.error).startswith(words)
 
 
 async def test_no_server_there_is_a_server_error() -> None:

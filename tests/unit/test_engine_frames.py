@@ -25,7 +25,13 @@ from localrun.engine.request import (
     TokenEvent,
     TokenLogprob,
 )
-from localrun.errors import EngineError, LocalrunError, RequestError
+from localrun.errors import (
+    ContextLengthError,
+    EngineError,
+    GrammarError,
+    LocalrunError,
+    RequestError,
+)
 from tests.engine_child import plan
 
 
@@ -55,6 +61,8 @@ FULL = GenerationRequest(
     client="somewhere",
     priority="background",
     draft=False,
+    max_prefill_s=0.5,
+    max_decode_s=1.5,
 )
 
 
@@ -111,15 +119,24 @@ LOGPROB = TokenLogprob(5, b"\xff\x00", -0.5, ((5, b"\xff\x00", -0.5), (6, b"", -
         TokenEvent("r", "héllo\ud800", (5, 6)),
         TokenEvent("r", "x", (5,), logprobs=(LOGPROB, LOGPROB)),
         TokenEvent("r", finish=FinishReason.STOP, timings=Timings(3, 1, 2, 0.5, 0.25, 0.1, 9, 8)),
-        TokenEvent("r", finish=FinishReason.ERROR, error="why"),
+        TokenEvent("r", finish=FinishReason.STOP, stopped="###"),
     ],
-    ids=["empty", "prefilled", "text", "logprobs", "last", "error"],
+    ids=["empty", "prefilled", "text", "logprobs", "last", "stopped"],
 )
 def test_an_event_comes_out_as_it_went_in(event: TokenEvent) -> None:
     frame = _through({"type": "events", "events": [fields.event_fields(9, event)]})
 
     assert frame["events"][0][0] == 9
     assert fields.event_of("r", frame["events"][0]) == event
+
+
+def test_an_event_of_an_error_carries_the_error_itself() -> None:
+    for error in (EngineError("why"), GrammarError("regex", "too deep"), ContextLengthError(9, 5)):
+        event = TokenEvent("r", finish=FinishReason.ERROR, error=error)
+        frame = _through({"type": "events", "events": [fields.event_fields(9, event)]})
+        back = fields.event_of("r", frame["events"][0]).error
+        assert back is not None
+        assert frames.error_fields(back) == frames.error_fields(error)
 
 
 def test_what_an_engine_says_of_itself_comes_out_as_it_went_in() -> None:

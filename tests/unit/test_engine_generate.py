@@ -280,7 +280,7 @@ def test_a_runner_that_aborts_for_ever_ends_the_request_with_an_error() -> None:
         events = list(engine.submit(ask()))
 
     assert events[-1].finish is FinishReason.ERROR
-    assert "nobody asked" in (events[-1].error or "")
+    assert "nobody asked" in str(events[-1].error)
 
 
 @pytest.mark.parametrize(
@@ -297,7 +297,7 @@ def test_a_step_that_fails_ends_its_request_and_the_next_one_works(
 
     assert text_of(events) == "a"
     assert events[-1].finish is FinishReason.ERROR
-    assert message in (events[-1].error or "")
+    assert message in str(events[-1].error)
     assert timings_of(events).generated_tokens == 1
     assert text_of(again) == "answer"
     # Nobody knows what the failed step left in its cache.
@@ -350,7 +350,7 @@ def test_a_defect_in_a_runner_ends_all_generations_and_the_engine() -> None:
         events = list(generation)
         timings_of(events)
         assert events[-1].finish is FinishReason.ERROR
-        assert events[-1].error == "the engine ended unexpectedly"
+        assert str(events[-1].error) == "the engine ended unexpectedly"
     engine.close()
     assert runner.closed
     with pytest.raises(EngineError, match="unexpectedly"):

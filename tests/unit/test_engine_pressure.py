@@ -216,6 +216,7 @@ def _event(text: str = "", **fields: Any) -> TokenEvent:
     return TokenEvent("r", text, tuple(text.encode()), **fields)
 
 
+FAILED = EngineError("why")
 JOINS = {
     "none": ([], []),
     "one": ([_event("a")], [_event("a")]),
@@ -226,8 +227,8 @@ JOINS = {
         [_event(prefilled=1), _event("ab", finish=FinishReason.STOP)],
     ),
     "an error": (
-        [_event("a"), _event(finish=FinishReason.ERROR, error="why")],
-        [_event("a", finish=FinishReason.ERROR, error="why")],
+        [_event("a"), _event(finish=FinishReason.ERROR, error=FAILED)],
+        [_event("a", finish=FinishReason.ERROR, error=FAILED)],
     ),
 }
 

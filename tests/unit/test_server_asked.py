@@ -9,8 +9,9 @@ import pytest
 
 from localrun.chat.messages import ReplyOptions
 from localrun.engine.request import Grammar, SamplingParams
-from localrun.server.asked import context_of, options_of
-from localrun.server.schemas import ChatRequest
+from localrun.server.context import context_of
+from localrun.server.openai.chat_asked import options_of
+from localrun.server.openai.chat_request import ChatRequest
 
 SCHEMA = {"type": "object", "properties": {"b": {"type": "string"}, "a": {"type": "integer"}}}
 

@@ -17,13 +17,14 @@ from localrun.errors import (
     ContextLengthError,
     DoesNotFitError,
     EngineCrashedError,
+    EngineError,
     LocalrunError,
     MemoryInUseError,
     TemplateError,
 )
-from localrun.server import openai
 from localrun.server.app import ServedApp, create_app
 from localrun.server.guards import ServerOptions
+from localrun.server.openai import chat_answer
 from tests.fake_chat import FakeChat, FakeModels, ending
 
 BASE = "http://127.0.0.1:7411"
@@ -426,7 +427,10 @@ class Raising(FakeChat):
 BROKEN = {
     "raised": Raising((ReplyEvent(text="Hel"),)),
     "told": FakeChat(
-        (ReplyEvent(text="Hel"), ReplyEvent(finish=FinishReason.ERROR, error="SIGSEGV"))
+        (
+            ReplyEvent(text="Hel"),
+            ReplyEvent(finish=FinishReason.ERROR, error=EngineError("SIGSEGV")),
+        )
     ),
 }
 
@@ -442,7 +446,9 @@ async def test_an_error_under_a_stream_is_its_last_event(chat: FakeChat) -> None
 
 
 async def test_an_error_under_a_whole_answer_is_a_status() -> None:
-    chat = FakeChat((ReplyEvent(text="Hel"), ReplyEvent(finish=FinishReason.ERROR, error="NaN")))
+    chat = FakeChat(
+        (ReplyEvent(text="Hel"), ReplyEvent(finish=FinishReason.ERROR, error=EngineError("NaN")))
+    )
 
     response = await ask(chat)
 
@@ -461,9 +467,16 @@ async def test_models_are_listed_and_shown() -> None:
         "object": "model",
         "created": 1_700_000_000,
         "owned_by": "localrun",
+        "type": "model",
+        "display_name": "org/repo:Q4_K_M",
+        "created_at": "2023-11-14T22:13:20Z",
+        "meta": {"n_ctx": 100},
+        "context_length": 100,
     }
+    listed = {"object": "list", "data": [card], "has_more": False}
+    ends = {"first_id": "org/repo:Q4_K_M", "last_id": "org/repo:Q4_K_M"}
     async with client_of(create_app(models)) as client:
-        assert (await client.get("/v1/models")).json() == {"object": "list", "data": [card]}
+        assert (await client.get("/v1/models")).json() == listed | ends
         assert (await client.get("/v1/models/org/repo:Q4_K_M")).json() == card
         assert (await client.get("/v1/models/none")).status_code == 404
 
@@ -491,7 +504,7 @@ async def test_docs_exist_when_they_are_asked_for() -> None:
 
 async def test_an_error_nobody_foresaw_is_told_without_its_details() -> None:
     class Broken(FakeModels):
-        def lease(self, name: str) -> NoReturn:
+        def lease(self, name: str, *, keep_s: float | None = None) -> NoReturn:
             raise RuntimeError("a secret path")
 
     transport = httpx2.ASGITransport(create_app(Broken()), raise_app_exceptions=False)
@@ -534,7 +547,7 @@ async def test_a_text_of_any_characters_is_streamed_as_json_and_comes_out_as_it_
     text: str, usage: bool
 ) -> None:
     events = (ReplyEvent(reasoning=text), ReplyEvent(text=text), ReplyEvent(text=text, choice=1))
-    stream = openai.chunks(text, _each((*events, ending(), ending())), 2, include_usage=usage)
+    stream = chat_answer.chunks(text, _each((*events, ending(), ending())), 2, include_usage=usage)
     sent = [chunk async for chunk in stream]
 
     documents = [json.loads(chunk.removeprefix(b"data: ")) for chunk in sent[2:5]]

@@ -12,7 +12,7 @@ import pytest
 from localrun.chat.messages import ReplyEvent
 from localrun.engine.request import FinishReason, Timings, TokenLogprob
 from localrun.errors import EngineError
-from localrun.server import openai
+from localrun.server.openai import chat_answer
 from tests.fake_chat import TIMINGS, ending
 
 FIRST = replace(TIMINGS, cached_tokens=4)
@@ -36,13 +36,13 @@ async def stream_of(events: tuple[ReplyEvent, ...]) -> AsyncGenerator[ReplyEvent
 
 
 async def whole(events: tuple[ReplyEvent, ...], n: int = 1) -> dict[str, Any]:
-    return await openai.completion("m", stream_of(events), n)
+    return await chat_answer.completion("m", stream_of(events), n)
 
 
 async def streamed(
     events: tuple[ReplyEvent, ...], n: int = 1, *, include_usage: bool = False
 ) -> list[Any]:
-    made = openai.chunks("m", stream_of(events), n, include_usage=include_usage)
+    made = chat_answer.chunks("m", stream_of(events), n, include_usage=include_usage)
     lines = [line[6:].decode() async for line in made]
     assert lines.pop() == "[DONE]\n\n"
     return [json.loads(line) for line in lines]
@@ -92,7 +92,7 @@ async def test_a_choice_that_never_ends_is_an_error() -> None:
 
 
 async def test_a_choice_that_fails_fails_the_answer() -> None:
-    failed = ReplyEvent(finish=FinishReason.ERROR, error="NaN", choice=1)
+    failed = ReplyEvent(finish=FinishReason.ERROR, error=EngineError("NaN"), choice=1)
 
     with pytest.raises(EngineError, match="NaN"):
         await whole((*TWO[:5], failed), 2)

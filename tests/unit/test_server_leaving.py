@@ -66,7 +66,7 @@ async def test_a_client_that_leaves_while_its_model_loads_does_not_start_it() ->
 
     class Loading(FakeModels):
         @asynccontextmanager
-        async def lease(self, name: str) -> AsyncIterator[FakeChat]:
+        async def lease(self, name: str, *, keep_s: float | None = None) -> AsyncIterator[FakeChat]:
             loading.set()
             await asyncio.Event().wait()
             yield chat

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from localrun.errors import DoesNotFitError, MemoryInUseError, ModelNotFoundError, ServerError
-from localrun.server.app import ModelCard
+from localrun.server.models import ModelCard
 from localrun.server.provider import LoadingProvider
 from tests.loads import FakeMemory
 

@@ -64,6 +64,7 @@ class Desk:
         self._engine, self._outbox = engine, outbox
         work: dict[str, Work] = {
             "tokenize": self._tokenize,
+            "pieces": self._pieces,
             "stats": lambda _: asdict(engine.stats()),
         }
         while (frame := frames.read_frame(incoming)) is not None:
@@ -187,6 +188,9 @@ class Desk:
                 parse_special=frame["parse_special"],
             )
         )
+
+    def _pieces(self, frame: frames.Frame) -> list[str]:
+        return fields.pieces_field(self._engine.pieces(fields.ids_of(frame["tokens"])))
 
     def _fail(self, call: int, error: LocalrunError) -> None:
         self._send({"type": "failed", "call": call, "error": frames.error_fields(error)})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from localrun.engine.client import EngineInfo
 from localrun.engine.options import EngineOptions
 from localrun.engine.process.child import Child
-from localrun.engine.process.fields import ids_of
+from localrun.engine.process.fields import ids_field, ids_of, pieces_of
 from localrun.engine.request import EmbeddingRequest, GenerationRequest, TokenEvent
 from localrun.engine.runner import RunnerStats
 from localrun.errors import ContextLengthError, EngineCrashedError, EngineError
@@ -119,6 +119,10 @@ class EngineProcess:
                 "tokenize", text=text, add_special=add_special, parse_special=parse_special
             )
         )
+
+    async def pieces(self, tokens: Sequence[int]) -> list[bytes]:
+        """The bytes of each token; see ``EngineClient.pieces``."""
+        return pieces_of(await self._ask("pieces", tokens=ids_field(tokens)))
 
     async def stats(self) -> RunnerStats:
         """Counters and memory of the runner.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from localrun.engine.client import EngineInfo
 from localrun.engine.options import DraftModel, EngineOptions
+from localrun.engine.process.frames import error_fields, error_of
 from localrun.engine.request import (
     EmbeddingRequest,
     FinishReason,
@@ -25,6 +26,7 @@ from localrun.engine.request import (
     TokenEvent,
     TokenLogprob,
 )
+from localrun.engine.runner import FillInMiddle
 from localrun.errors import RequestError
 from localrun.plan.plan import Plan
 
@@ -87,6 +89,8 @@ def request_fields(request: GenerationRequest) -> Fields:
         "client": request.client,
         "priority": request.priority,
         "draft": request.draft,
+        "max_prefill_s": request.max_prefill_s,
+        "max_decode_s": request.max_decode_s,
     }
 
 
@@ -137,10 +141,12 @@ def event_fields(call: int, event: TokenEvent) -> EventFields:
         rest["logprobs"] = [_logprob_fields(logprob) for logprob in event.logprobs]
     if event.finish is not None:
         rest["finish"] = event.finish.value
+    if event.stopped is not None:
+        rest["stopped"] = event.stopped
     if event.timings is not None:
         rest["timings"] = asdict(event.timings)
     if event.error is not None:
-        rest["error"] = event.error
+        rest["error"] = error_fields(event.error)
     fields = [call, event.text, event.tokens]
     return [*fields, rest] if rest else fields
 
@@ -149,7 +155,7 @@ def event_of(id_: str, fields: EventFields) -> TokenEvent:
     if len(fields) == 3:
         return TokenEvent(id_, fields[1], tuple(fields[2]))
     _, text, tokens, rest = fields
-    finish, timings = rest.get("finish"), rest.get("timings")
+    finish, timings, error = rest.get("finish"), rest.get("timings"), rest.get("error")
     return TokenEvent(
         id=id_,
         text=text,
@@ -157,8 +163,9 @@ def event_of(id_: str, fields: EventFields) -> TokenEvent:
         logprobs=tuple(_logprob_of(logprob) for logprob in rest.get("logprobs", ())),
         prefilled=rest.get("prefilled"),
         finish=None if finish is None else FinishReason(finish),
+        stopped=rest.get("stopped"),
         timings=None if timings is None else Timings(**timings),
-        error=rest.get("error"),
+        error=None if error is None else error_of(error),
     )
 
 
@@ -201,4 +208,13 @@ def info_fields(info: EngineInfo) -> Fields:
 
 
 def info_of(fields: Fields) -> EngineInfo:
-    return EngineInfo(**fields)
+    fim = fields["fim"]
+    return EngineInfo(**(fields | {"fim": fim and FillInMiddle(**fim)}))
+
+
+def pieces_field(pieces: Sequence[bytes]) -> list[str]:
+    return [piece.decode(_BYTES) for piece in pieces]
+
+
+def pieces_of(field: Sequence[str]) -> list[bytes]:
+    return [piece.encode(_BYTES) for piece in field]

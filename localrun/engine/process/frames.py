@@ -22,6 +22,7 @@ PREFIX = struct.Struct("!I")
 
 # What an error carries beside message and hint.
 _ERROR_FIELDS = {
+    "RequestError": ("field",),
     "ContextLengthError": ("prompt_tokens", "n_ctx"),
     "ModelNotFoundError": ("nearest",),
     "HeaderError": ("field", "offset", "problem", "file"),

@@ -6,22 +6,25 @@ https://platform.openai.com/docs/api-reference/chat and its streaming form; besi
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from localrun.chat.messages import ReplyEvent
+from localrun.chat.messages import CallDelta, ReplyEvent
 from localrun.engine.request import FinishReason, Timings, TokenLogprob
 from localrun.errors import EngineError, LocalrunError
-from localrun.server.shapes import body_of, error_body, llama_timings, usage
+from localrun.server.answers import finish_of
+from localrun.server.calls import GatheredCalls
+from localrun.server.errors import STOPPING, openai_shape, refusal_of
+from localrun.server.sent import TextSlot, server_sent
+from localrun.server.timings import llama_timings, usage
 
 DONE = b"data: [DONE]\n\n"
 # What OpenAI tells of a token that cannot come: JSON has no infinity.
 UNLIKELY = -9999.0
-_FINISH = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length", FinishReason.CANCELLED: "stop"}
+FINISH = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length", FinishReason.CANCELLED: "stop"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,7 @@ class _Choice:
     def __init__(self) -> None:
         self.content: list[str] = []
         self.reasoning: list[str] = []
+        self.calls = GatheredCalls()
         self.logprobs: list[TokenLogprob] = []
         self.finish: FinishReason | None = None
         self.timings: Timings | None = None
@@ -49,19 +53,28 @@ class _Choice:
     def take(self, event: ReplyEvent) -> None:
         self.content.append(event.text)
         self.reasoning.append(event.reasoning)
+        if event.call is not None:
+            self.calls.take(event.call)
         self.logprobs += event.logprobs
         if event.finish is not None:
-            self.finish, self.timings = _whole(event), event.timings
+            self.finish, self.timings = finish_of(event), event.timings
 
     def body(self, index: int) -> dict[str, Any]:
         assert self.finish is not None
         message: dict[str, Any] = {"role": "assistant", "content": "".join(self.content)}
         if any(self.reasoning):
             message["reasoning_content"] = "".join(self.reasoning)
+        if self.calls:
+            # OpenAI: null where nothing was said beside.
+            message["content"] = message["content"] or None
+            message["tool_calls"] = [
+                {"id": id_, "type": "function", "function": {"name": name, "arguments": arguments}}
+                for id_, name, arguments in self.calls
+            ]
         return {
             "index": index,
             "message": message,
-            "finish_reason": _FINISH[self.finish],
+            "finish_reason": _finish(self.finish, bool(self.calls)),
             "logprobs": logprobs(self.logprobs),
         }
 
@@ -96,10 +109,10 @@ class _Chunks:
         self.head = Answer(model).head("chat.completion.chunk")
         # OpenAI: with include_usage every chunk but the last has a null usage.
         self._tail: dict[str, Any] = {"usage": None} if include_usage else {}
-        self._frames: dict[tuple[int, str], tuple[bytes, bytes]] = {}
+        self._slots: dict[tuple[int, str], TextSlot] = {}
 
     def chunk(
-        self, event: ReplyEvent, delta: dict[str, str], finish: str | None = None
+        self, event: ReplyEvent, delta: dict[str, Any], finish: str | None = None
     ) -> dict[str, Any]:
         choice = {
             "index": event.choice,
@@ -113,13 +126,21 @@ class _Chunks:
         """The chunk of some text. Nearly all differ in it alone, and thousands leave a second."""
         if event.logprobs:
             return server_sent(self.chunk(event, {key: text}))
-        frame = self._frames.get((event.choice, key))
-        if frame is None:
+        slot = self._slots.get((event.choice, key))
+        if slot is None:
             # Its last empty string is the one that a text takes the place of.
             empty = server_sent(self.chunk(ReplyEvent(choice=event.choice), {key: ""}))
-            before, _, after = empty.rpartition(b'""')
-            frame = self._frames[event.choice, key] = before, after
-        return frame[0] + json.dumps(text).encode() + frame[1]
+            slot = self._slots[event.choice, key] = TextSlot(empty)
+        return slot.with_text(text)
+
+    def called(self, event: ReplyEvent, call: CallDelta) -> bytes:
+        """The chunk of a call's beginning, or of some of its arguments."""
+        function: dict[str, str] = {"arguments": call.arguments}
+        told: dict[str, Any] = {"index": call.index, "function": function}
+        if call.name:
+            function["name"] = call.name
+            told |= {"id": call.id, "type": "function"}
+        return server_sent(self.chunk(event, {"tool_calls": [told]}))
 
 
 async def chunks(
@@ -134,15 +155,20 @@ async def chunks(
         began = {"role": "assistant", "content": ""}
         yield server_sent(made.chunk(ReplyEvent(choice=index), began))
     ended: list[Timings | None] = []
+    callers: set[int] = set()
     try:
         async for event in events:
             if event.reasoning:
                 yield made.told(event, "reasoning_content", event.reasoning)
             if event.text:
                 yield made.told(event, "content", event.text)
+            if event.call is not None:
+                callers.add(event.choice)
+                yield made.called(event, event.call)
             if event.finish is None:
                 continue
-            last = made.chunk(event, {}, _FINISH[_whole(event)])
+            finish = _finish(finish_of(event), event.choice in callers)
+            last = made.chunk(event, {}, finish)
             if event.timings is not None:
                 last["timings"] = llama_timings(event.timings)
             yield server_sent(last)
@@ -153,20 +179,12 @@ async def chunks(
         if include_usage and counted:
             yield server_sent(made.head | {"choices": [], "usage": usage(counted)})
     except LocalrunError as error:
-        yield server_sent(body_of(error))
+        yield server_sent(openai_shape(refusal_of(error)))
     yield DONE
 
 
-def _whole(event: ReplyEvent) -> FinishReason:
-    """Why a choice ended.
-
-    Raises:
-        EngineError: by an error.
-    """
-    assert event.finish is not None
-    if event.finish is FinishReason.ERROR:
-        raise EngineError(event.error or "the generation failed")
-    return event.finish
+def _finish(reason: FinishReason, called: bool) -> str:
+    return "tool_calls" if called and reason is FinishReason.STOP else FINISH[reason]
 
 
 def logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any] | None:
@@ -188,11 +206,6 @@ def _logprob(text: bytes, logprob: float) -> dict[str, Any]:
     return {"token": shown, "logprob": max(logprob, UNLIKELY), "bytes": list(text)}
 
 
-def server_sent(document: dict[str, Any]) -> bytes:
-    """One event. https://html.spec.whatwg.org/multipage/server-sent-events.html"""
-    return b"data: " + json.dumps(document, separators=(",", ":")).encode() + b"\n\n"
-
-
 def goodbye() -> bytes:
     """The last words of a stream that a stopping server cuts."""
-    return server_sent(error_body(503, "the server is shutting down", code="shutdown")) + DONE
+    return server_sent(openai_shape(STOPPING)) + DONE

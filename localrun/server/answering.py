@@ -1,0 +1,153 @@
+"""Knows no dialect: what the routes of all dialects do alike with a request and a model.
+
+A route parses its body, says what it wants of the model, and how events become its answer. Leasing,
+waiting, leaving clients, a stopping server and what is remembered of a request are here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from localrun.chat.messages import Message, ReplyEvent, ReplyOptions, ServedModel
+from localrun.errors import GrammarError
+from localrun.server.answers import ClientGone, EventStream, Reply, while_connected
+from localrun.server.models import ModelProvider
+from localrun.server.record import record_of
+
+# What proxies write into their logs for a client that left; nobody receives it.
+CLIENT_CLOSED_REQUEST = 499
+
+Result = TypeVar("Result")
+Ask = Callable[[ServedModel], AsyncGenerator[ReplyEvent]]
+"""What is wanted of a model."""
+Gather = Callable[[Reply], Awaitable[dict[str, Any]]]
+"""All events as one document; raises LocalrunError where an answer ended by an error."""
+Chunks = Callable[[Reply], AsyncGenerator[bytes]]
+"""Events as the bytes of a stream, errors among them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One request as a route passes it on.
+
+    ``form`` names the field that says what form the answer has; ``keep_s`` is ``ModelProvider``'s.
+    """
+
+    request: Request
+    model: str
+    ask: Ask
+    form: str | None = None
+    keep_s: float | None = None
+
+
+class Answering:
+    """``stopping`` is set when the server ought to end: streams then say so and close."""
+
+    def __init__(self, models: ModelProvider, stopping: asyncio.Event) -> None:
+        self.models = models
+        self.stopping = stopping
+
+    async def whole(self, asked: Asked, gather: Gather) -> Response:
+        """The answer in one piece.
+
+        Raises:
+            LocalrunError: what the model refused, or its answer ended with.
+        """
+
+        async def work() -> dict[str, Any]:
+            async with aclosing(self._reply(asked)) as reply:
+                await reply.begin()
+                return await gather(reply)
+
+        return await self.document(asked.request, work())
+
+    async def streamed(
+        self,
+        asked: Asked,
+        chunks: Chunks,
+        *,
+        goodbye: bytes,
+        within_s: float | None = None,
+        media_type: str = "text/event-stream",
+    ) -> Response:
+        """The answer as it comes. What is refused before the first event, or ``within_s``, has its
+        own status; ``goodbye`` is the last a client hears of a server that stops.
+
+        Raises:
+            LocalrunError: as ``whole``, before the stream has begun.
+        """
+        reply = self._reply(asked)
+        try:
+            await while_connected(asked.request.receive, self.stopping, _begun(reply, within_s))
+        except ClientGone:
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        return EventStream(
+            reply, chunks(reply), stopping=self.stopping, goodbye=goodbye, media_type=media_type
+        )
+
+    async def document(
+        self, request: Request, work: Coroutine[Any, Any, dict[str, Any]]
+    ) -> Response:
+        """A document that takes its time to make; not made further for a client that left."""
+        try:
+            return JSONResponse(await while_connected(request.receive, self.stopping, work))
+        except ClientGone:
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+    async def with_model(
+        self,
+        request: Request,
+        model: str,
+        work: Callable[[ServedModel], Awaitable[dict[str, Any]]],
+        keep_s: float | None = None,
+    ) -> Response:
+        """A document made with a model's help, beside generations: counts, tokens, embeddings."""
+
+        async def leased() -> dict[str, Any]:
+            record_of(request.scope).model = model
+            async with self.models.lease(model, keep_s=keep_s) as served:
+                return await work(served)
+
+        return await self.document(request, leased())
+
+    def _reply(self, asked: Asked) -> Reply:
+        record = record_of(asked.request.scope)
+        record.model = asked.model
+        return Reply(self._events(asked), record)
+
+    async def _events(self, asked: Asked) -> AsyncGenerator[ReplyEvent]:
+        try:
+            async with (
+                self.models.lease(asked.model, keep_s=asked.keep_s) as model,
+                aclosing(asked.ask(model)) as stream,
+            ):
+                async for event in stream:
+                    if isinstance(event.error, GrammarError):
+                        event.error.field = event.error.field or asked.form
+                    yield event
+        except GrammarError as error:
+            # An engine knows a grammar, and not by which field it was asked.
+            error.field = error.field or asked.form
+            raise
+
+
+async def _begun(reply: Reply, within_s: float | None) -> None:
+    try:
+        await reply.begin(within_s)
+    except BaseException:
+        await reply.aclose()
+        raise
+
+
+def conversation(messages: Sequence[Message], options: ReplyOptions, n: int = 1) -> Ask:
+    """``n`` answers to a conversation."""
+    return lambda model: (
+        model.reply(messages, options) if n == 1 else model.replies(messages, options, n)
+    )

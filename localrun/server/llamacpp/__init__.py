@@ -1,0 +1,1 @@
+"""Knows no engine: the API of llama.cpp's server, from its wire to our words and back."""
