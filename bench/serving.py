@@ -217,8 +217,8 @@ def measure(chosen: argparse.Namespace, program: Path) -> dict[str, Any]:
     prompts = Prompts(single_token_words(chosen.ref), secrets.token_hex(8))
     work = Work(chosen.ref, prompts, chosen.prompt, chosen.generate)
     for streams in chosen.streams:
-        context = chosen.ctx or _rounded(chosen.prompt + chosen.generate)
-        plan = _plan(chosen, context, streams)
+        context = chosen.ctx or rounded(chosen.prompt + chosen.generate)
+        plan = planned_for(chosen, context, streams)
         rounds = []
         for turn in range(chosen.rounds):
             with ExitStack() as stack:
@@ -241,8 +241,8 @@ def measure(chosen: argparse.Namespace, program: Path) -> dict[str, Any]:
 
 def measure_stall(chosen: argparse.Namespace, program: Path, work: Work) -> dict[str, Any]:
     streams = serving_stall.STREAMS + 1
-    context = _rounded(chosen.prompt + serving_stall.LONG + serving_stall.LONG_ANSWER)
-    plan = _plan(chosen, context, streams)
+    context = rounded(chosen.prompt + serving_stall.LONG + serving_stall.LONG_ANSWER)
+    plan = planned_for(chosen, context, streams)
     with ExitStack() as stack:
         programs = _start(stack, program, plan)
         fit = asyncio.run(fitted(programs, work))
@@ -258,11 +258,11 @@ def measure_stall(chosen: argparse.Namespace, program: Path, work: Work) -> dict
     return report
 
 
-def _rounded(tokens: int) -> int:
+def rounded(tokens: int) -> int:
     return -(-tokens // 256) * 256
 
 
-def _plan(chosen: argparse.Namespace, context: int, streams: int) -> Plan:
+def planned_for(chosen: argparse.Namespace, context: int, streams: int) -> Plan:
     request = PlanRequest(n_ctx=context, parallel=streams, threads=chosen.threads)
     return prepare(chosen.ref, request).plan
 

@@ -76,11 +76,14 @@ class Exchange(asyncio.Protocol):
         return read_answer(self.sent, self.reads)
 
 
-async def begin(port: int, body: dict[str, Any]) -> Exchange:
-    """Send one chat request; its answer comes on its own."""
+CHAT = "/v1/chat/completions"
+
+
+async def begin(port: int, body: dict[str, Any], path: str = CHAT) -> Exchange:
+    """Send one request; its answer comes on its own."""
     loop = asyncio.get_running_loop()
     _, exchange = await loop.create_connection(
-        lambda: Exchange(request_bytes(port, body)), "127.0.0.1", port
+        lambda: Exchange(request_bytes(port, body, path)), "127.0.0.1", port
     )
     return exchange
 
@@ -91,10 +94,10 @@ async def ask(port: int, body: dict[str, Any]) -> Answer:
     return exchange.answer()
 
 
-def request_bytes(port: int, body: dict[str, Any]) -> bytes:
+def request_bytes(port: int, body: dict[str, Any], path: str = CHAT) -> bytes:
     content = json.dumps(body).encode()
     head = (
-        f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
     )
     return head.encode() + content
@@ -150,7 +153,7 @@ def read_answer(sent: float, reads: Sequence[Read]) -> Answer:
 def documents(reads: Sequence[Read]) -> Iterator[tuple[float, dict[str, Any]]]:
     """The server-sent events of a response, each with the time of the read that completed it."""
     held = b""
-    for when, content in _contents(reads):
+    for when, content in bodies(reads):
         *lines, held = (held + content).split(b"\n")
         for line in lines:
             data = line.removeprefix(b"data: ").strip()
@@ -158,7 +161,7 @@ def documents(reads: Sequence[Read]) -> Iterator[tuple[float, dict[str, Any]]]:
                 yield when, json.loads(data)
 
 
-def _contents(reads: Sequence[Read]) -> Iterator[Read]:
+def bodies(reads: Sequence[Read]) -> Iterator[Read]:
     """The body, without its head and without the marks of chunked transfer (RFC 9112, 7.1)."""
     held, in_body, left = b"", False, 0
     for when, data in reads:

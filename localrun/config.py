@@ -142,3 +142,8 @@ def child_environment() -> dict[str, str]:
     """The environment for the engine's child: this one, without secrets it has no use for."""
     secrets = {"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", ENV_PREFIX + "API_KEY"}
     return {key: value for key, value in os.environ.items() if key not in secrets}
+
+
+def environment() -> dict[str, str]:
+    """The environment of a program that the user starts through us: all of this one."""
+    return dict(os.environ)
