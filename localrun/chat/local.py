@@ -299,6 +299,7 @@ class LocalChatModel:
             priority=context.priority,
             max_prefill_s=options.max_prefill_s,
             max_decode_s=options.max_decode_s,
+            min_indent=options.min_indent,
         )
 
     def _stops(self, options: ReplyOptions, tools: bool) -> tuple[str, ...]:

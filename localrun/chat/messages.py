@@ -68,9 +68,9 @@ class ToolChoice:
 class ReplyOptions:
     """``tools`` are JSON-schema function declarations as templates expect them; ``variables`` are
     the template's own (``enable_thinking``, ``reasoning_effort``). ``continues``: the last message
-    is the beginning of the answer, which goes on from it. ``ignore_end``, ``max_prefill_s`` and
-    ``max_decode_s`` are ``GenerationRequest``'s. Under a ``grammar`` the answer has neither
-    reasoning nor calls: all of it is held."""
+    is the beginning of the answer, which goes on from it. ``ignore_end``, ``max_prefill_s``,
+    ``max_decode_s`` and ``min_indent`` are ``GenerationRequest``'s. Under a ``grammar`` the answer
+    has neither reasoning nor calls: all of it is held."""
 
     sampling: SamplingParams = field(default_factory=SamplingParams)
     max_tokens: int | None = None
@@ -83,6 +83,7 @@ class ReplyOptions:
     grammar: Grammar | None = None
     max_prefill_s: float | None = None
     max_decode_s: float | None = None
+    min_indent: int = 0
     context: RequestContext = NOBODY
 
 
@@ -104,7 +105,8 @@ class ReplyEvent:
     Exactly one last event carries ``finish``; ``timings`` is None where a remote server sent none.
     ``logprobs`` are those of the tokens since the last event that had any, where asked for, and
     ``choice`` is which of several answers it belongs to. ``tokens`` are the ids since the last
-    event that had any, where the answer is a completion. ``stopped`` is the stop string that ended it.
+    event that had any, where the answer is a completion. ``stopped`` is the stop string that ended
+    it.
     """
 
     text: str = ""

@@ -12,16 +12,10 @@ A pair counts only at the start of an answer: later it is the answer's own words
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
 
-Kind = Literal["text", "reasoning"]
-
-
-class Piece(NamedTuple):
-    """Some of the answer; never part of a mark."""
-
-    kind: Kind
-    text: str
+from localrun.chat.tools.harmony import HarmonyReader, is_harmony
+from localrun.chat.tools.pieces import AnswerReader, Piece
+from localrun.chat.tools.tape import first_mark, held
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,62 +36,35 @@ PAIRS = (
     Pair("<|inner_prefix|>", "<|inner_suffix|>"),  # Apertus
     Pair("◁think▷", "◁/think▷"),  # Kimi-VL
 )
-_CHANNEL, _MESSAGE = "<|channel|>", "<|message|>"
-_HEADER_MAX = 256
-_ENDS = ("<|end|>", "<|return|>", "<|call|>", "<|start|>")
 
 
-class ReasoningSplitter(Protocol):
-    """One answer's splitter. The pieces' texts do not depend on how the text was cut."""
-
-    @property
-    def marks(self) -> tuple[str, ...]:
-        """What it must see of the text, control tokens or not."""
-        ...
-
-    def feed(self, text: str) -> list[Piece]:
-        """What is certain so far."""
-        ...
-
-    def finish(self) -> list[Piece]:
-        """What was held back; call once, at the answer's end."""
-        ...
-
-
-def for_template(template: str | None, prompt_tail: str) -> ReasoningSplitter:
+def for_template(template: str | None, prompt_tail: str) -> AnswerReader:
     """The splitter for one answer.
 
     ``prompt_tail`` is the rendered prompt or its end: a generation prompt that ends in an opening
     mark has begun the reasoning already.
     """
     source = template or ""
-    if _CHANNEL in source and _MESSAGE in source:
-        return _Channels(prompt_tail)
-    pairs = [pair for pair in PAIRS if pair.opening in source or pair.closing in source]
+    if is_harmony(template):
+        return HarmonyReader(prompt_tail)
+    if opened := _opened(source, prompt_tail):
+        return _Paired((opened,), opened=opened)
+    return _Paired(_named(source), opened=None)
+
+
+def closing(template: str | None, prompt_tail: str) -> str:
+    """What ends the reasoning that the prompt has begun; empty where it has begun none."""
+    pair = _opened(template or "", prompt_tail)
+    return f"\n{pair.closing}\n\n" if pair else ""
+
+
+def _opened(source: str, prompt_tail: str) -> Pair | None:
     tail = prompt_tail.rstrip()
-    for pair in pairs:
-        if tail.endswith(pair.opening):
-            return _Paired((pair,), opened=pair)
-    return _Paired(tuple(pairs), opened=None)
+    return next((pair for pair in _named(source) if tail.endswith(pair.opening)), None)
 
 
-def held(text: str, marks: tuple[str, ...]) -> int:
-    """Length of the longest end of ``text`` that may be the start of a mark."""
-    longest = max((len(mark) for mark in marks), default=1) - 1
-    for length in range(min(longest, len(text)), 0, -1):
-        end = text[-length:]
-        if any(mark.startswith(end) for mark in marks):
-            return length
-    return 0
-
-
-def first_mark(text: str, marks: tuple[str, ...]) -> tuple[int, str] | None:
-    """Where the earliest mark stands, the longer one where two start together."""
-    found = [(text.find(mark), -len(mark), mark) for mark in marks if mark in text]
-    if not found:
-        return None
-    index, _, mark = min(found)
-    return index, mark
+def _named(source: str) -> tuple[Pair, ...]:
+    return tuple(pair for pair in PAIRS if pair.opening in source or pair.closing in source)
 
 
 class _Paired:
@@ -178,61 +145,3 @@ class _Paired:
         if text:
             self._begun = True
             pieces.append(Piece("reasoning", text))
-
-
-class _Channels:
-    """Header (up to ``<|message|>``) and body (up to an end mark) alternate."""
-
-    marks = (_CHANNEL, _MESSAGE, *_ENDS)
-
-    def __init__(self, prompt_tail: str) -> None:
-        self._kind: Kind | None = None
-        self._buffer = ""
-        # A generation prompt ends in <|start|>assistant; one that opens a channel has said which.
-        _, _, header = prompt_tail.rstrip().rpartition("<|start|>")
-        if "<|end|>" not in header:
-            self.feed(header[header.find(_CHANNEL) :] if _CHANNEL in header else "")
-
-    def feed(self, text: str) -> list[Piece]:
-        self._buffer += text
-        pieces: list[Piece] = []
-        while self._header(pieces) if self._kind is None else self._body(self._kind, pieces):
-            pass
-        return pieces
-
-    def finish(self) -> list[Piece]:
-        rest, self._buffer = self._buffer, ""
-        if self._kind is not None:
-            return [Piece(self._kind, rest)] if rest else []
-        # A model that never opened a channel has simply answered.
-        return [Piece("text", rest)] if rest.strip() and _CHANNEL not in rest else []
-
-    def _header(self, pieces: list[Piece]) -> bool:
-        header, mark, rest = self._buffer.partition(_MESSAGE)
-        # An answer that is no header at all must not be held back to its end. What was held is
-        # taken as it is: a mark left at its start would be read as the next header for ever.
-        if len(header) - (0 if mark else held(header, (_MESSAGE,))) >= _HEADER_MAX:
-            self._kind = "text"
-            pieces.append(Piece("text", self._buffer[:_HEADER_MAX]))
-            self._buffer = self._buffer[_HEADER_MAX:]
-            return True
-        if not mark:
-            return False
-        _, _, channel = header.rpartition(_CHANNEL)
-        self._kind = "reasoning" if channel.startswith("analysis") else "text"
-        self._buffer = rest
-        return True
-
-    def _body(self, kind: Kind, pieces: list[Piece]) -> bool:
-        marks = (*_ENDS, _CHANNEL)
-        mark = first_mark(self._buffer, marks)
-        end = mark[0] if mark else len(self._buffer) - held(self._buffer, marks)
-        if end:
-            pieces.append(Piece(kind, self._buffer[:end]))
-        self._buffer = self._buffer[end:]
-        if mark is None:
-            return False
-        self._kind = None
-        if mark[1] != _CHANNEL:
-            self._buffer = self._buffer[len(mark[1]) :]
-        return True

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from localrun.server.fields import MAX_NAME_CHARS, refuse
+from localrun.server.fields import refuse
 
 MAX_TOOLS = 512
+# A name is written between a family's marks, quotes and tags.
+NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
 
 
 def functions_of(tools: object) -> object:
@@ -29,8 +32,8 @@ def _checked(at: int, tool: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(function, dict):
         raise refuse(f"tool {at} has no function")
     name, parameters = function.get("name"), function.get("parameters")
-    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME_CHARS:
-        raise refuse(f"tool {at} has no name of 1 to {MAX_NAME_CHARS} characters")
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise refuse(f"tool {at} has no name of 1 to 128 letters, digits and _ . : / -")
     if parameters is not None and not isinstance(parameters, dict):
         raise refuse(f"tool {at} ({name[:80]}): its parameters are no JSON schema")
     description = function.get("description")

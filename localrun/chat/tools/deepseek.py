@@ -64,7 +64,8 @@ def _call(tape: Tape) -> Steps[None]:
     yield from tape.expect(*_spelled(_SEPARATOR))
     yield from tape.spaces()
     if (yield from tape.peek()) != "{":
-        # What stood there was the type, "function".
+        if name != "function":  # the type
+            raise NotACall
         name = yield from tape.word(_NAME, NAME_MAX)
         yield from tape.spaces()
         if (yield from tape.literal("```")):
@@ -111,5 +112,5 @@ DEEPSEEK = Family(
     marks=(_CALLS, _CALLS_END, CALL, CALL_END, _SEPARATOR),
     openings=_openings,
     forced=_forced,
-    closing=CALL_END,
+    closings=(CALL_END,),
 )

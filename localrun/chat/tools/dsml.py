@@ -67,5 +67,5 @@ DSML = Family(
     marks=(_MARK,),
     openings=_openings,
     forced=_forced,
-    closing=f"</{_MARK}invoke>",
+    closings=(f"</{_MARK}invoke>", f"</{_MARK} invoke>"),
 )

@@ -49,7 +49,7 @@ class Family:
 
     known_by: it is a template's family where all of one of these stand in its source.
     marks: control tokens that its readers must see.
-    closing: the text that ends one call, where there is one.
+    closings: the texts of which one ends a call; the template says which, else the first.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Family:
     marks: tuple[str, ...]
     openings: Callable[[Tools], Iterable[Opening]]
     forced: Callable[[Asked], Forced]
-    closing: str | None = None
+    closings: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)

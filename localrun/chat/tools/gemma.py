@@ -75,6 +75,7 @@ GEMMA = Family(
     marks=(_GEMMA_4, _GEMMA_4_END, _FUNCTION, _FUNCTION_END, *_QUOTES),
     openings=_openings,
     forced=_forced,
+    closings=(_GEMMA_4_END, _FUNCTION_END),
 )
 GEMMA_3 = Family(
     "Gemma 3",

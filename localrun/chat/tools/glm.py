@@ -84,5 +84,5 @@ GLM = Family(
     marks=(hermes.OPENING, hermes.CLOSING, _KEY, _KEY_END, _VALUE, _VALUE_END),
     openings=_openings,
     forced=_forced,
-    closing=hermes.CLOSING,
+    closings=(hermes.CLOSING,),
 )

@@ -22,7 +22,8 @@ from localrun.chat.tools.tape import first_mark, held
 _CHANNEL, _MESSAGE, _START = "<|channel|>", "<|message|>", "<|start|>"
 _CONSTRAIN: Final = " <|constrain|>json"
 _HEADER_MAX: Final = 256
-_ENDS: Final = ("<|end|>", "<|return|>", "<|call|>", _START)
+CLOSING: Final = "<|call|>"
+_ENDS: Final = ("<|end|>", "<|return|>", CLOSING, _START)
 _RECIPIENT: Final = re.compile(r"\bto=([^\s<]+)")
 _FUNCTIONS: Final = "functions."
 

@@ -101,7 +101,7 @@ HERMES = Family(
     marks=(OPENING, CLOSING),
     openings=_openings,
     forced=_forced,
-    closing=CLOSING,
+    closings=(CLOSING,),
 )
 LISTS = Family(
     "lists",

@@ -74,5 +74,5 @@ KIMI = Family(
     marks=(_CALLS, _CALLS_END, _CALL, _CALL_END, _ARGUMENTS),
     openings=_openings,
     forced=_forced,
-    closing=_CALL_END,
+    closings=(_CALL_END,),
 )

@@ -65,5 +65,4 @@ MISTRAL = Family(
     marks=(MARK, _ARGUMENTS, _ID),
     openings=_openings,
     forced=_forced,
-    closing=None,
 )

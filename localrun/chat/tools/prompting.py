@@ -110,9 +110,7 @@ def _joined(turns: Sequence[Message]) -> list[Message]:
 
 def _declarations(template: str | None, tools: Declarations) -> str:
     lines = "\n".join(json.dumps(dict(tool), ensure_ascii=False, default=dict) for tool in tools)
-    example = (
-        f'{hermes.OPENING}\n{{"name": "NAME", "arguments": {{"KEY": "VALUE"}}}}\n{hermes.CLOSING}'
-    )
+    example = _call(template, ToolCall("", "NAME", {"KEY": "VALUE"}))
     return (
         "# Tools\n\nYou may call functions to answer. These are their signatures:\n"
         f"<tools>\n{lines}\n</tools>\n\n"

@@ -137,7 +137,7 @@ QWEN_CODER = Family(
     marks=(hermes.OPENING, hermes.CLOSING),
     openings=_qwen,
     forced=_forced_qwen,
-    closing=hermes.CLOSING,
+    closings=(hermes.CLOSING,),
 )
 MINIMAX = Family(
     "MiniMax M2",
@@ -145,5 +145,5 @@ MINIMAX = Family(
     marks=(_MINIMAX_BLOCK, _MINIMAX.block_end),
     openings=_minimax,
     forced=_forced_minimax,
-    closing=_MINIMAX.call_end,
+    closings=(_MINIMAX.call_end,),
 )

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from localrun.chat import reasoning
+from localrun.chat.tools import harmony
 from localrun.chat.tools.declared import declared
 from localrun.chat.tools.families import family_of, takes_tools
 from localrun.chat.tools.family import CallReader
@@ -37,7 +38,10 @@ def reader_for(
 
 def closing_mark(template: str | None) -> str | None:
     """The text that ends one call, where the family has one."""
-    return "<|call|>" if is_harmony(template) else family_of(template).closing
+    if is_harmony(template):
+        return harmony.CLOSING
+    closings = family_of(template).closings
+    return next((each for each in closings if each in (template or "")), next(iter(closings), None))
 
 
 class _Both:

@@ -16,7 +16,6 @@ from localrun.chat.tools.objects import object_call
 from localrun.chat.tools.tape import NotACall, Steps, Tape
 
 _LANGUAGE = re.compile(r"[\w+\-]+")
-_IDENTIFIER = re.compile(r"[\w.\-]+")
 
 
 def openings(tools: Tools) -> tuple[Opening, ...]:
@@ -37,10 +36,17 @@ def openings(tools: Tools) -> tuple[Opening, ...]:
 
 
 def fenced(tools: Tools) -> Body:
-    """A code block of calls, from behind its mark on."""
+    """A code block of calls, from behind its mark on. For one answer: it remembers open blocks."""
+    inside = False
 
     def body(tape: Tape) -> Steps[None]:
-        yield from tape.word(_LANGUAGE, 32)
+        nonlocal inside
+        language = yield from tape.word(_LANGUAGE, 32)
+        if inside and not language:
+            # The end of a block that is text opens no other.
+            inside = False
+            raise NotACall
+        inside = True
         yield from tape.spaces()
         if (yield from tape.literal("{")):
             yield from object_call(tape, accepts=tools.__contains__)
@@ -50,7 +56,7 @@ def fenced(tools: Tools) -> Body:
         else:
             yield from pythonic.statements(tape, tools)
         yield from tape.spaces()
-        yield from tape.literal("```")
+        inside = not (yield from tape.literal("```"))
 
     return body
 
