@@ -16,18 +16,16 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from localrun.chat.messages import Message, ReplyEvent, ReplyOptions, ServedModel
-from localrun.errors import GrammarError
+from localrun.errors import GrammarError, LocalrunError
 from localrun.server.answers import ClientGone, EventStream, Reply, while_connected
 from localrun.server.models import ModelProvider
-from localrun.server.record import record_of
-
-# What proxies write into their logs for a client that left; nobody receives it.
-CLIENT_CLOSED_REQUEST = 499
+from localrun.server.record import CLIENT_CLOSED_REQUEST, RequestRecord, record_of
 
 Result = TypeVar("Result")
 Ask = Callable[[ServedModel], AsyncGenerator[ReplyEvent]]
 """What is wanted of a model."""
-Gather = Callable[[Reply], Awaitable[dict[str, Any]]]
+Document = dict[str, Any] | list[dict[str, Any]]
+Gather = Callable[[Reply], Awaitable[Document]]
 """All events as one document; raises LocalrunError where an answer ended by an error."""
 Chunks = Callable[[Reply], AsyncGenerator[bytes]]
 """Events as the bytes of a stream, errors among them."""
@@ -61,7 +59,7 @@ class Answering:
             LocalrunError: what the model refused, or its answer ended with.
         """
 
-        async def work() -> dict[str, Any]:
+        async def work() -> Document:
             async with aclosing(self._reply(asked)) as reply:
                 await reply.begin()
                 return await gather(reply)
@@ -92,9 +90,7 @@ class Answering:
             reply, chunks(reply), stopping=self.stopping, goodbye=goodbye, media_type=media_type
         )
 
-    async def document(
-        self, request: Request, work: Coroutine[Any, Any, dict[str, Any]]
-    ) -> Response:
+    async def document(self, request: Request, work: Coroutine[Any, Any, Document]) -> Response:
         """A document that takes its time to make; not made further for a client that left."""
         try:
             return JSONResponse(await while_connected(request.receive, self.stopping, work))
@@ -105,36 +101,41 @@ class Answering:
         self,
         request: Request,
         model: str,
-        work: Callable[[ServedModel], Awaitable[dict[str, Any]]],
+        work: Callable[[ServedModel], Awaitable[Document]],
         keep_s: float | None = None,
     ) -> Response:
         """A document made with a model's help, beside generations: counts, tokens, embeddings."""
 
-        async def leased() -> dict[str, Any]:
-            record_of(request.scope).model = model
+        async def leased() -> Document:
+            record = record_of(request.scope)
+            record.model = model
             async with self.models.lease(model, keep_s=keep_s) as served:
+                record.served = served.name
                 return await work(served)
 
         return await self.document(request, leased())
 
     def _reply(self, asked: Asked) -> Reply:
         record = record_of(asked.request.scope)
-        record.model = asked.model
-        return Reply(self._events(asked), record)
+        record.model, record.stage = asked.model, "waiting"
+        return Reply(self._events(asked, record), record)
 
-    async def _events(self, asked: Asked) -> AsyncGenerator[ReplyEvent]:
+    async def _events(self, asked: Asked, record: RequestRecord) -> AsyncGenerator[ReplyEvent]:
         try:
             async with (
                 self.models.lease(asked.model, keep_s=asked.keep_s) as model,
                 aclosing(asked.ask(model)) as stream,
             ):
+                record.served = model.name
                 async for event in stream:
                     if isinstance(event.error, GrammarError):
                         event.error.field = event.error.field or asked.form
                     yield event
-        except GrammarError as error:
-            # An engine knows a grammar, and not by which field it was asked.
-            error.field = error.field or asked.form
+        except LocalrunError as error:
+            record.failed(error)
+            if isinstance(error, GrammarError):
+                # An engine knows a grammar, and not by which field it was asked.
+                error.field = error.field or asked.form
             raise
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Coroutine
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from starlette.responses import Response
 
@@ -70,12 +70,10 @@ class Reply:
         """Wait for the first event, at most ``within_s``; then an error comes with the others."""
         first = asyncio.ensure_future(anext(self._events, None))
         self._first = first
-        if within_s is None:
-            await first
-            return
         await asyncio.wait((first,), timeout=within_s)
         if first.done():
             first.result()
+            self._record.stage = "running"
 
     def __aiter__(self) -> AsyncIterator[ReplyEvent]:
         return self
@@ -122,8 +120,12 @@ async def ticking(
             await asyncio.gather(waiting, return_exceptions=True)
 
 
+class Closing(Protocol):
+    def aclose(self) -> Awaitable[object]: ...
+
+
 class EventStream(Response):
-    """A stream of whole events made from a reply.
+    """A stream of whole events made from a reply, or from anything else that goes on until closed.
 
     The reply is closed at its end, when the client leaves, and when the server stops (after
     ``goodbye``). The next event is asked for only when the connection has taken the last one.
@@ -131,7 +133,7 @@ class EventStream(Response):
 
     def __init__(
         self,
-        reply: Reply,
+        reply: Closing,
         events: AsyncGenerator[bytes],
         *,
         stopping: asyncio.Event,

@@ -84,7 +84,14 @@ def anthropic_shape(refusal: Refusal) -> dict[str, Any]:
     """https://docs.claude.com/en/api/errors"""
     usual = "invalid_request_error" if refusal.status < 500 else "api_error"
     kind = _ANTHROPIC.get(refusal.status, usual)
-    return {"type": "error", "error": {"type": kind, "message": refusal.message}}
+    message = refusal.message
+    if refusal.code == "context_length_exceeded" and refusal.facts:
+        # Claude Code reads both numbers in these words, and makes the conversation as much shorter.
+        tokens, most = refusal.facts["n_prompt_tokens"], refusal.facts["n_ctx"] - 1
+        message = f"prompt is too long: {tokens} tokens > {most} maximum; {message}"
+    elif refusal.param is not None and refusal.param not in message:
+        message = f"{refusal.param}: {message}"
+    return {"type": "error", "error": {"type": kind, "message": message}}
 
 
 def ollama_shape(refusal: Refusal) -> dict[str, Any]:

@@ -6,7 +6,6 @@ is refused by name rather than dropped. Every number has a range.
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 
 from pydantic import (
@@ -15,7 +14,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
@@ -108,17 +106,7 @@ GuidedChoices = Annotated[list[GrammarText], Field(min_length=1, max_length=MAX_
 
 
 class Body(Strict):
-    """A request's whole body."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _is_text(cls, body: object) -> object:
-        """JSON may escape half a surrogate pair anywhere; no tokenizer can take it."""
-        try:
-            json.dumps(body, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            raise refuse("a string holds half of a surrogate pair, which is no text") from error
-        return body
+    """A request's whole body. All its strings are text: ``body.parsed`` refuses halves of pairs."""
 
 
 def field_name(location: tuple[int | str, ...]) -> str:
