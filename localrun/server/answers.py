@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from starlette.responses import Response
 
@@ -96,32 +96,6 @@ class Reply:
             await asyncio.gather(self._first, return_exceptions=True)
         if isinstance(self._events, AsyncGenerator):
             await self._events.aclose()
-
-
-async def ticking(
-    events: AsyncIterator[ReplyEvent], every_s: float
-) -> AsyncGenerator[ReplyEvent | None]:
-    """The events, and None whenever none has come for ``every_s``. Ends with them."""
-    waiting: asyncio.Future[ReplyEvent | None] | None = None
-    try:
-        while True:
-            waiting = waiting or asyncio.ensure_future(anext(events, None))
-            done, _ = await asyncio.wait((waiting,), timeout=every_s)
-            if not done:
-                yield None
-                continue
-            event, waiting = waiting.result(), None
-            if event is None:
-                return
-            yield event
-    finally:
-        if waiting is not None:
-            waiting.cancel()
-            await asyncio.gather(waiting, return_exceptions=True)
-
-
-class Closing(Protocol):
-    def aclose(self) -> Awaitable[object]: ...
 
 
 class EventStream(Response):

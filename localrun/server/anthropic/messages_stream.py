@@ -12,11 +12,11 @@ from typing import Any, Final
 
 from localrun.chat.messages import CallDelta, ReplyEvent
 from localrun.errors import EngineError, LocalrunError
-from localrun.server.answers import ticking
 from localrun.server.anthropic.call_ids import told_id
 from localrun.server.anthropic.messages_answer import SIGNATURE, Answer, begun_usage, usage
 from localrun.server.errors import STOPPING, Refusal, anthropic_shape, refusal_of
 from localrun.server.sent import TextSlot, server_sent
+from localrun.server.ticks import ticking
 
 # Proxies and clients give up on a stream that is silent for a minute and more.
 PING_S: Final = 10.0

@@ -1,0 +1,1 @@
+"""Knows no engine: OpenAI's Responses API, from its wire to our words and back."""
