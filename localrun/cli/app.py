@@ -18,7 +18,20 @@ import typer
 from typer.main import get_command
 
 from localrun import __version__
-from localrun.cli import bench, chat, doctor, hardware, models, plan, pull, run, serve, show
+from localrun.cli import (
+    bench,
+    chat,
+    doctor,
+    hardware,
+    models,
+    plan,
+    pull,
+    quantize,
+    run,
+    serve,
+    show,
+)
+from localrun.cli.launch.command import LaunchCommand, launch
 from localrun.cli.output import clean_text, complain
 from localrun.config import ENV_PREFIX, ConfigValue
 from localrun.errors import ConfigError, LocalrunError
@@ -63,7 +76,9 @@ app.command("chat")(chat.chat)
 app.command("serve")(serve.serve)
 app.command("ps")(serve.ps)
 app.command("stop")(serve.stop)
+app.command("launch", cls=LaunchCommand)(launch)
 app.command("bench")(bench.bench)
+app.command("quantize")(quantize.quantize)
 app.command("hardware")(hardware.hardware)
 app.command("doctor")(doctor.doctor)
 

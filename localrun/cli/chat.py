@@ -72,6 +72,7 @@ def chat(
     from localrun.chat.messages import ReplyOptions, RequestContext
     from localrun.cli.guessing import Guessing, guessing, with_guesses
     from localrun.cli.loading import find, open_chat, prepare
+    from localrun.cli.lookup import require_text
     from localrun.cli.plan_view import one_line
     from localrun.config import settings
     from localrun.engine.request import SamplingParams
@@ -89,6 +90,7 @@ def chat(
         if server is not None:
             return await _remote(server, api_key, ref)
         prepared = await asyncio.to_thread(prepare, name, request, here)
+        require_text(prepared.spec, name)
         # A model chosen later on the screen may be of another family than the one that guesses.
         mine = wanted if name == model_ref else Guessing(wanted.on)
         prepared = await asyncio.to_thread(with_guesses, prepared, mine, here)

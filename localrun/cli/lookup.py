@@ -275,6 +275,19 @@ def _requantized(ref: HubRef, here: Settings, quant: str, revision: str | None) 
     )
 
 
+def require_text(spec: ModelSpec, ref: str) -> None:
+    """Hold that a model can answer at all.
+
+    Raises:
+        UsageError: it makes embeddings only.
+    """
+    if spec.encoder:
+        raise UsageError(
+            f"{ref}: this model makes embeddings only, it cannot answer",
+            hint="`localrun serve` offers it at /v1/embeddings; to talk, choose another model",
+        )
+
+
 def describe_files(files: ModelFiles) -> ModelSpec:
     """What the headers of a model on disk say of it, with its config.json where it has one.
 
@@ -294,6 +307,7 @@ def describe_files(files: ModelFiles) -> ModelSpec:
             )
     header = read_header([file.path for file in files.weights if file.path is not None])
     for file in files.files:
-        if file.name.rpartition("/")[2] == _CONFIG and file.path is not None:
+        named = file.role == "config" and file.name.rpartition("/")[2] == _CONFIG
+        if named and file.path is not None:
             return describe(header, _read_config(file.path))
     return describe(header)

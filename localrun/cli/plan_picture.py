@@ -252,6 +252,11 @@ def _prediction(plan: Plan, sheet: Sheet) -> Iterator[Text]:
     found, work = plan.prediction, plan.request.workload
     if found.decode_tps.mid <= 0 and found.prefill_tps.mid <= 0:
         return
+    if plan.model.encoder:
+        yield from sheet.heading("predicted", f"texts of {work.prompt} tokens")
+        yield from _estimate("embedding", found.prefill_tps, "tokens/s", sheet)
+        yield from _estimate("one text", found.ttft_s, "s", sheet)
+        return
     depth = f" at depth {work.depth}" if work.depth else ""
     yield from sheet.heading("predicted", f"{work.prompt} tokens in, {work.output} out{depth}")
     yield from _estimate("decode", found.decode_tps, "tokens/s", sheet)

@@ -53,6 +53,9 @@ def one_line(plan: Plan) -> str:
     parts.append(f"context {plan.execution.n_ctx}")
     if not plan.fits:
         parts.append("does not fit")
+    elif plan.model.encoder:
+        speed = plan.prediction.prefill_tps
+        parts.append(f"embeddings only, {number(speed.mid)} tokens/s predicted ({band(speed)})")
     elif plan.prediction.decode_tps.mid > 0:
         decode, bound = plan.prediction.decode_tps, plan.prediction.bound_by
         by = f", bound by {bound}" if bound else ""

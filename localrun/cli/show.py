@@ -44,6 +44,7 @@ def document(found: Found) -> dict[str, object]:
         "name": spec.name,
         "architecture": spec.architecture,
         "guessed": spec.guessed,
+        "encoder": spec.encoder,
         "format": found.format,
         "place": found.place,
         "quantization": spec.quantization,
@@ -140,14 +141,14 @@ def _print(found: Found) -> None:
         ("layers", str(spec.layers)),
         *([("experts", f"{spec.experts}, {spec.experts_used} a token")] if spec.experts else []),
         ("context", f"{spec.n_ctx_train} tokens"),
-        ("KV", _kv(spec)),
+        *([("makes", "embeddings only")] if spec.encoder else [("KV", _kv(spec))]),
         (
             "tokenizer",
             f"{tokenizer.model} ({tokenizer.pre}), {tokenizer.vocabulary} tokens"
             if tokenizer
             else "not in the file",
         ),
-        ("template", _template_line(template)),
+        *([] if spec.encoder else [("template", _template_line(template))]),
         ("licence", spec.licence or (files.licence if files else None) or "not stated"),
     ]
     for name, (count, total) in sorted(spec.tensor_types.items(), key=lambda item: -item[1][1]):

@@ -66,8 +66,9 @@ class EngineClient(Protocol):
         """One vector a text, in single precision. A caller that is cancelled ends the work.
 
         Raises:
-            RequestError, ContextLengthError: what a field or a text has too much of.
-            EngineError: the model makes no embeddings.
+            RequestError, ContextLengthError: a field or a text has too much of something; the
+                model makes no embeddings.
+            EngineError: the runner failed.
             EngineCrashedError: the engine's process ended.
         """
         ...

@@ -26,7 +26,7 @@ class EmbeddingJob:
     one. Everything that can be refused without the runner is refused here, before it waits.
 
     Raises:
-        EngineError: the runner makes no embeddings.
+        RequestError: the runner makes no embeddings.
         RequestError, ContextLengthError: as ``limits.check_embedding``; a text may be as long as a
             sequence and a forward of the runner.
     """
@@ -35,8 +35,10 @@ class EmbeddingJob:
         self, request: EmbeddingRequest, limits: Capabilities, *, vocabulary_size: int
     ) -> None:
         if not limits.embeddings:
-            raise EngineError(
-                "this model's runner makes no embeddings", hint="choose an embedding model"
+            raise RequestError(
+                "this model's runner makes no embeddings",
+                hint="choose an embedding model",
+                field="model",
             )
         # A text is computed whole, in one forward.
         longest = min(limits.n_ctx, limits.max_tokens)
@@ -121,7 +123,10 @@ def shortened(vector: NDArray[np.float32], dimensions: int | None) -> NDArray[np
         RequestError: it has fewer.
     """
     if dimensions is not None and dimensions > vector.size:
-        raise RequestError(f"dimensions {dimensions}: this model's embeddings have {vector.size}")
+        raise RequestError(
+            f"dimensions {dimensions}: this model's embeddings have {vector.size}",
+            field="dimensions",
+        )
     return vector[:dimensions]
 
 

@@ -97,6 +97,7 @@ def check(request: GenerationRequest, *, n_ctx: int, vocabulary_size: int) -> No
         raise RequestError(f"logit_bias: token ids are 0 to {vocabulary_size - 1}")
     if request.max_tokens is not None:
         _check_count("max_tokens", request.max_tokens, 1)
+    _check_count("min_indent", request.min_indent, 0)
     _check_strings("stop", request.stop, MAX_STOPS)
     for stop in request.stop:
         if len(stop) > MAX_STOP_CHARACTERS:

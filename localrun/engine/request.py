@@ -79,7 +79,8 @@ class GenerationRequest:
 
     ``max_prefill_s`` ends a request whose prompt is not read by then, without a text; what was
     read stays cached. ``max_decode_s`` counts from the first token and ends a text that has a line
-    break by then, as llama.cpp's ``t_max_predict_ms`` does. Both are for completions while somebody
+    break by then, as llama.cpp's ``t_max_predict_ms`` does. ``min_indent`` ends a text before a
+    line that is indented by less, as its ``n_indent``. All three are for completions while somebody
     types.
     """
 
@@ -97,6 +98,7 @@ class GenerationRequest:
     draft: bool = True
     max_prefill_s: float | None = None
     max_decode_s: float | None = None
+    min_indent: int = 0
 
 
 @dataclass(frozen=True, slots=True)

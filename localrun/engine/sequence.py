@@ -10,6 +10,7 @@ from localrun.engine.cache.timeline import Timeline
 from localrun.engine.detokenize import Detokenizer
 from localrun.engine.drafting.speculation import Speculation
 from localrun.engine.generation import Generation
+from localrun.engine.indent import IndentMatcher
 from localrun.engine.request import (
     FinishReason,
     GenerationRequest,
@@ -96,6 +97,7 @@ class Sequence:
         self._sampler = Sampler(request.sampling, request.prompt, vocabulary.tokens)
         self._detokenizer = Detokenizer()
         self._stops = StopMatcher(request.stop)
+        self._indent = IndentMatcher(request.min_indent) if request.min_indent else None
         self._unsent: list[int] = []
         self._logprobs: list[TokenLogprob] = []
         self._speculation: Speculation | None = None
@@ -210,6 +212,8 @@ class Sequence:
             return FinishReason.STOP
         if self._matcher is not None and self._matcher.finished:
             return FinishReason.STOP
+        if self._indent is not None and self._indent.matched:
+            return FinishReason.LENGTH
         if self._generated >= self._limit or self._lasts_too_long():
             return FinishReason.LENGTH
         return None
@@ -241,6 +245,8 @@ class Sequence:
             self._matcher.close()
         if self._stops.matched is None:
             self._send(self._stops.push(self._detokenizer.flush()) + self._stops.flush())
+        if self._indent is not None:
+            self._tell(self._indent.flush())
         if self._stops.matched is not None and reason is FinishReason.LENGTH:
             reason = FinishReason.STOP
         self.generation.put(
@@ -256,6 +262,9 @@ class Sequence:
         )
 
     def _send(self, text: str) -> None:
+        self._tell(text if self._indent is None else self._indent.push(text))
+
+    def _tell(self, text: str) -> None:
         if not text:
             return
         self._has_line = self._has_line or "\n" in text

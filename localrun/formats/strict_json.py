@@ -18,7 +18,7 @@ def parse_object(raw: bytes, field: str, offset: int) -> dict[str, object]:
     Raises:
         HeaderError: with ``field`` and the offset, ``offset`` being where ``raw`` begins.
     """
-    return as_object(_parse(raw, field, offset), field, offset)
+    return as_object(parse_json(raw, field, offset), field, offset)
 
 
 def as_object(value: object, field: str, offset: int = 0) -> dict[str, object]:
@@ -42,8 +42,12 @@ def read_config(source: Source, name: str) -> dict[str, object]:
         raise error.in_file(name) from None
 
 
-def _parse(raw: bytes, field: str, offset: int) -> object:
-    """JSON without duplicate keys, NaN, negative or fractional surprises left to guess."""
+def parse_json(raw: bytes, field: str, offset: int) -> object:
+    """JSON without duplicate keys, NaN, negative or fractional surprises left to guess.
+
+    Raises:
+        HeaderError: as ``parse_object``.
+    """
     marks = raw.count(b",") + raw.count(b"[") + raw.count(b"{")
     if marks > limits.SAFETENSORS_JSON_MARKS_MAX:
         raise HeaderError(

@@ -25,12 +25,14 @@ from localrun.models.spec import CacheRows
 class Caches:
     """``states`` are (layer, bytes a sequence) whatever its length. ``prefill_layers`` is how many
     layers see the whole prompt, 0 for all. ``table_rows`` is how many rows of the n-gram table of
-    one layer a token reads."""
+    one layer a token reads. An ``encoder`` keeps nothing: it makes embeddings of whole texts only.
+    """
 
     rows: tuple[CacheRows, ...] = ()
     states: tuple[tuple[int, int], ...] = ()
     prefill_layers: int = 0
     table_rows: int = 0
+    encoder: bool = False
 
 
 class Storage(Protocol):

@@ -13,6 +13,7 @@ from localrun.models.bare import FILE, Bare, flat, speaker
 from localrun.models.cache import growth
 from localrun.models.facts import Facts, facts
 from localrun.models.fields import VOCABULARY_MAX, AbsentError, Fields
+from localrun.models.fill_in_middle import fills_gaps
 from localrun.models.gguf_config import file_type, translated
 from localrun.models.grouping import Entry, entries, groups, merged
 from localrun.models.layout import LayoutTensor
@@ -126,7 +127,8 @@ def _tokenizer(fields: Fields) -> Tokenizer | None:
         raise fields.error(
             "tokenizer.ggml.tokens", f"has {len(tokens)} entries, 1 to {VOCABULARY_MAX} fit"
         )
-    return Tokenizer(model, fields.text("tokenizer.ggml.pre") or "", len(tokens))
+    pre = fields.text("tokenizer.ggml.pre") or ""
+    return Tokenizer(model, pre, len(tokens), fills_gaps(fields.values, tokens))
 
 
 def _spec(
@@ -143,11 +145,13 @@ def _spec(
 ) -> ModelSpec:
     common = facts(fields)
     caches = known_caches or common.caches
+    encoder = caches is not None and caches.encoder
     gathered = groups(
         found,
         layers=common.layers,
         experts_used=common.experts_used,
         table_rows=caches.table_rows if caches else 0,
+        encoder=encoder,
     )
     types: dict[str, tuple[int, int]] = {}
     for entry in found:
@@ -178,6 +182,7 @@ def _spec(
         quantization=quantization or _dominant(types),
         guessed=known_caches is None,
         prefill_layers=caches.prefill_layers if caches else 0,
+        encoder=encoder,
         notes=_notes(architecture, known_caches, common),
     )
     return replace(spec, kv_bytes_per_token=int(growth(spec, "f16")))

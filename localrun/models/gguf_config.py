@@ -89,7 +89,7 @@ _OTHER_CACHE: Final = (
     "attention.key_length_swa",
 )
 # ``enum llama_ftype`` in https://github.com/ggml-org/llama.cpp/blob/master/include/llama.h.
-_FILE_TYPES: Final = {
+FILE_TYPES: Final = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K",
     11: "Q3_K_S", 12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S",
     17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS", 20: "IQ2_XS", 21: "Q2_K_S", 22: "IQ3_XS",
@@ -106,7 +106,7 @@ def file_type(fields: Fields) -> str:
         HeaderError: it says so in something else than a number.
     """
     number = fields.integer("general.file_type", least=0, most=2**32 - 1)
-    return "" if number is None else _FILE_TYPES.get(number, "")
+    return "" if number is None else FILE_TYPES.get(number, "")
 
 
 def translated(fields: Fields, architecture: str) -> Fields:

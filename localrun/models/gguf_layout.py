@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from localrun.formats.types import GGUF_TYPES
+from localrun.models.architectures import bert
 from localrun.models.delta import DeltaNet
 from localrun.models.fields import HEADS_MAX, WIDTH_MAX, Fields
 from localrun.models.layout import LayoutTensor
@@ -33,6 +34,7 @@ _PROJECTIONS: Final = {
 }
 _FLOAT: Final = re.compile(
     r"_norm\.|ple_norm|ffn_gate_inp|ssm_conv1d|indexer\.proj|hc_.*_(?:fn|base|scale)\.|_ape\."
+    r"|^position_embd\.|^token_types\."
 )
 # Families whose norm before the feed-forward network goes by attention, or is another one.
 _NORM_BEHIND: Final = re.compile(r"gemma3|gpt_oss|qwen3_next|qwen3_5|glm4v?_moe")
@@ -181,6 +183,9 @@ def converted(tensors: Iterable[LayoutTensor], config: Fields, layers: int) -> l
     Raises:
         HeaderError: latent attention whose sizes ``config`` does not give.
     """
+    if config.text("model_type") == "bert":
+        named = ((bert.gguf_name(tensor.name), tensor) for tensor in tensors)
+        return sorted((_stored(n, each.shape, each) for n, each in named if n), key=_place)
     keeps_drafts = config.text("model_type") not in _NO_DRAFTS
     found: list[LayoutTensor] = []
     table: list[LayoutTensor] = []

@@ -114,13 +114,19 @@ class _Sum:
 
 
 def groups(
-    found: Iterable[Entry], *, layers: int, experts_used: int = 0, table_rows: int = 0
+    found: Iterable[Entry],
+    *,
+    layers: int,
+    experts_used: int = 0,
+    table_rows: int = 0,
+    encoder: bool = False,
 ) -> tuple[Group, ...]:
     """Gather by kind and layer; sorted by layer, then kind.
 
     ``experts_used`` of 0 takes every expert as read. ``table_rows`` is how many rows of an n-gram
-    table one token reads. Parameters are counted as the model has them: two to a byte of FP4 or
-    eight to a word of packed integers, and no scales.
+    table one token reads. Of an ``encoder`` no token reads an output matrix. Parameters are counted
+    as the model has them: two to a byte of FP4 or eight to a word of packed integers, and no
+    scales.
     """
     found = list(found)
     beside = scales(found)
@@ -137,7 +143,7 @@ def groups(
             gathered.pieces.add(_unnumbered(entry.name))
             gathered.rows += entry.shape[0] if parameters and entry.shape else 0
     head = sums.get(("head", -1))
-    tied = head is None or not head.matrix
+    tied = not encoder and (head is None or not head.matrix)
     return tuple(
         _group(kind, layer, sums[kind, layer], experts_used, table_rows, tied)
         for kind, layer in sorted(sums, key=lambda key: (key[1], _ORDER[key[0]]))

@@ -71,7 +71,7 @@ _FALLBACKS: Final = {
 _FLOATS: Final = frozenset({"F32", "F16", "BF16", "I32"})
 _KEPT: Final = re.compile(
     r"_norm\.weight|ffn_gate_inp\.weight|ffn_gate_tid2eid|altup|laurel|per_layer_model_proj"
-    r"|ssm_conv1d|shortconv\.conv\.weight|indexer\.[kq]_proj\.weight"
+    r"|ssm_conv1d|shortconv\.conv\.weight|indexer\.[kq]_proj\.weight|^position_embd\.|^token_types\."
 )
 _KEPT_IN_GLM5: Final = re.compile(
     r"hc_|indexer\.attn_q_b|indexer\.attn_k|indexer\.proj|indexer_compressor_(?:gate|ape)"

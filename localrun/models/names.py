@@ -13,7 +13,7 @@ from typing import Final
 
 from localrun.models.spec import GroupKind
 
-_NUMBERED = re.compile(r"(?:^|\.)(?:blk|layers|h|blocks|mtp)\.([0-9]{1,9})(?:\.|$)")
+_NUMBERED = re.compile(r"(?:^|\.)(?:blk|layers|h|blocks|mtp|encoder\.layer)\.([0-9]{1,9})(?:\.|$)")
 _DIGITS = re.compile(r"[0-9]+")
 _VISION = re.compile(
     r"^(?:model\.|language_model\.)?"
@@ -39,12 +39,18 @@ _LAYER: Final[tuple[tuple[GroupKind, re.Pattern[str]], ...]] = (
         ),
     ),
     ("attention", re.compile(r"norm")),
-    ("dense_ffn", re.compile(r"mlp|ffn|feed_forward")),
+    ("dense_ffn", re.compile(r"mlp|ffn|feed_forward|\.intermediate\.dense|#\.output\.dense")),
 )
 _ROOT: Final[tuple[tuple[GroupKind, re.Pattern[str]], ...]] = (
     ("hyper_connections", re.compile(r"(?:^|[._])hc_|hyper_connection")),
-    ("head", re.compile(r"lm_head|norm|(?:^|\.)(?:head\.|output[._])")),
-    ("embedding", re.compile(r"embed_tokens|(?:^|\.)embed\.|token_embd\.|wte|word_embeddings")),
+    ("head", re.compile(r"lm_head|norm|LayerNorm|(?:^|\.)(?:head\.|output[._])")),
+    (
+        "embedding",
+        re.compile(
+            r"embed_tokens|(?:^|\.)embed\.|token_embd\.|wte|word_embeddings"
+            r"|(?:position|token_type)_embeddings|^(?:position_embd|token_types)\."
+        ),
+    ),
 )
 
 

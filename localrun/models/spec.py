@@ -26,11 +26,13 @@ CacheKind = Literal["full", "sliding", "latent", "compressed", "index"]
 
 @dataclass(frozen=True, slots=True)
 class Tokenizer:
-    """``model`` is the family (``gpt2``, ``llama``, …), ``pre`` its pre-tokenizer's name."""
+    """``model`` is the family (``gpt2``, ``llama``, …), ``pre`` its pre-tokenizer's name.
+    ``fills_gaps``: it has tokens for a prefix, a suffix and what stands between."""
 
     model: str
     pre: str
     vocabulary: int
+    fills_gaps: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,7 @@ class ModelSpec:
     sequence whatever its length (linear attention, convolutions, compressor tails).
     ``guessed`` is true where the architecture is unknown and names of tensors had to tell.
     ``prefill_layers`` is how many layers see the whole prompt, where that is not all of them.
+    An ``encoder`` makes embeddings only: a text at once, of at most ``n_ctx_train`` tokens.
     """
 
     architecture: str
@@ -150,6 +153,7 @@ class ModelSpec:
     quantization: str = ""
     guessed: bool = False
     prefill_layers: int = 0
+    encoder: bool = False
     notes: tuple[str, ...] = ()
 
     def of(self, *kinds: GroupKind) -> tuple[Group, ...]:

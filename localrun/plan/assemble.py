@@ -65,11 +65,11 @@ def assemble(
         verdict=verdict(found, prediction),
         placements=placements(made),
         budgets=(*_budgets(found, spec, told), *_disk_budget(made)),
-        bytes_per_token=_bytes_per_token(token, made),
+        bytes_per_token={} if spec.encoder else _bytes_per_token(token, made),
         engram=_engram(token, made),
         prediction=prediction,
         warnings=warnings(found, spec, machine, prediction),
-        what_if=what_if(found, spec, machine, source) if explore else (),
+        what_if=what_if(found, spec, machine, source) if explore and not spec.encoder else (),
     )
 
 
@@ -93,6 +93,7 @@ def planned_model(spec: ModelSpec, source: Source) -> PlannedModel:
         ),
         files=source.files,
         header_bytes_read=source.header_bytes_read,
+        encoder=spec.encoder,
     )
 
 

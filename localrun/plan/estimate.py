@@ -24,6 +24,8 @@ def estimate(found: Solution) -> Prediction:
     prompt = task.prompt_terms(made)
     prefilled = prompt.total * task.chunks(made)
     prefill = 1e3 * max(1, flow.prompt) / prefilled
+    if made.stack.spec.encoder:
+        return _embedding(prompt, prefill, prefilled / 1e3, band)
     first = (prefilled * bool(flow.prompt) + terms.total) / 1e3
     parts = {name: _told(time) for name, time in terms.parts.items()}
     if terms.hidden:
@@ -37,6 +39,16 @@ def estimate(found: Solution) -> Prediction:
         bound_by=bound_by(terms),
         terms_ms=parts,
         prefill_terms_ms={name: _told(time) for name, time in prompt.parts.items()},
+    )
+
+
+def _embedding(text: predict.Terms, tps: float, seconds: float, band: float) -> Prediction:
+    """Of an encoder: what embedding a text takes."""
+    return Prediction(
+        prefill_tps=_around(tps, band),
+        ttft_s=_around(seconds, band),
+        bound_by=bound_by(text),
+        prefill_terms_ms={name: _told(time) for name, time in text.parts.items()},
     )
 
 

@@ -15,6 +15,7 @@ from typing import Final
 from localrun.formats.header import TensorInfo
 from localrun.models.cache import row_bytes
 from localrun.models.spec import Group, ModelSpec
+from localrun.plan import encoder
 from localrun.plan.plan import Execution, KvType
 from localrun.plan.seats import Seats, largest_upload, weights_held
 
@@ -98,20 +99,27 @@ def llamacpp_memory(
     kv = _kv(spec, execution, seats)
     uploaded = largest_upload(spec, tensors, seats)
     compute = _compute(spec, execution, seats, uploaded)
+    output, scratch = _beside(spec, execution)
     tiers = ["ram", *sorted({*held.weights, *kv, *compute} - {"ram"})]
     return {
         tier: Parts(
             weights=held.weights.get(tier, 0),
             kv=kv.get(tier, 0),
             compute=compute.get(tier, 0),
-            output=output_bytes(spec, execution) if tier == "ram" else 0,
-            scratch=scratch_bytes(spec, execution.ubatch, execution.parallel)
-            if tier == "ram"
-            else 0,
+            output=output if tier == "ram" else 0,
+            scratch=scratch if tier == "ram" else 0,
             mapped=held.mapped if tier == "ram" and execution.mmap else 0,
         )
         for tier in tiers
     }
+
+
+def _beside(spec: ModelSpec, execution: Execution) -> tuple[int, int]:
+    """``output`` and ``scratch`` of RAM."""
+    if spec.encoder:
+        return encoder.output_bytes(spec), encoder.scratch_bytes(spec, execution.ubatch)
+    scratch = scratch_bytes(spec, execution.ubatch, execution.parallel)
+    return output_bytes(spec, execution), scratch
 
 
 def llamacpp_kv_bytes(spec: ModelSpec, execution: Execution) -> int:
@@ -315,6 +323,9 @@ def _kv(spec: ModelSpec, execution: Execution, seats: Seats) -> dict[str, int]:
 
 def _compute(spec: ModelSpec, execution: Execution, seats: Seats, uploaded: int) -> dict[str, int]:
     """By tier. A device's figures are those of ``device_compute_bytes``."""
+    if spec.encoder:
+        tiers = {seats.layer(layer) for layer in range(spec.layers + 1)}
+        return dict.fromkeys(tiers, encoder.compute_bytes(spec, execution.ubatch))
     n_ctx, seated = execution.n_ctx, sequences(execution.parallel)
     tokens = step_tokens(execution.ubatch, n_ctx, execution.parallel)
     head = seats.layer(spec.layers)

@@ -82,7 +82,8 @@ class Shares:
 
 @dataclass(frozen=True, slots=True)
 class PlannedModel:
-    """Which model a plan is for. ``files`` holds the weights, the first shard first."""
+    """Which model a plan is for. ``files`` holds the weights, the first shard first. An ``encoder``
+    makes embeddings only."""
 
     ref: str
     architecture: str
@@ -95,6 +96,7 @@ class PlannedModel:
     shares: Shares = Shares(0.0, 0.0, 0.0)
     files: tuple[PlannedFile, ...] = ()
     header_bytes_read: int = 0
+    encoder: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +205,9 @@ class EngramUse:
 class Prediction:
     """Speeds for the request's workload. ``cold`` and ``steady`` are decode in tokens a second
     before and after caches have filled; equal where nothing is cached. ``terms_ms`` are the parts
-    of one decoded token, ``prefill_terms_ms`` those of one prompt chunk."""
+    of one decoded token, ``prefill_terms_ms`` those of one prompt chunk. An encoder decodes
+    nothing: its ``prefill_tps`` are tokens of texts, ``ttft_s`` is one text of the workload's
+    length."""
 
     decode_tps: Range = NOTHING
     prefill_tps: Range = NOTHING

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from localrun.errors import PlanRequestError
 from localrun.hardware.machine import Machine, TierKind
 from localrun.models.spec import ModelSpec
 from localrun.plan.assemble import assemble
 from localrun.plan.constants import FITTED, Constants
 from localrun.plan.engines import engine
-from localrun.plan.plan import Plan, PlanRequest
+from localrun.plan.plan import Plan, PlanRequest, Workload
 from localrun.plan.refusal import refusal
-from localrun.plan.search import Source, search
+from localrun.plan.search import SMALLEST_N_CTX, Source, search
 
 MOST_N_CTX = 1 << 31
 MOST_PARALLEL = 256
@@ -35,6 +37,10 @@ def plan(
     """
     check(request, machine, spec)
     check_machine(request, machine, spec, source)
+    if spec.encoder and request.workload == Workload():
+        # Predictions are for one text, as long as one may be.
+        text = Workload(prompt=request.n_ctx or spec.n_ctx_train or SMALLEST_N_CTX, output=1)
+        request = replace(request, workload=text)
     best, nearest = search(spec, machine, request, source, fit)
     if best is not None:
         return assemble(best, spec, machine, source, explore=explore)
@@ -86,10 +92,27 @@ def check(request: PlanRequest, machine: Machine, spec: ModelSpec) -> None:
         raise PlanRequestError("expert cache: the model has no routed experts")
     if request.engram is not None and not spec.of("engram"):
         raise PlanRequestError("--engram: the model has no n-gram tables")
+    if spec.encoder:
+        _check_encoder(request, spec)
     cells = (request.n_ctx or MOST_N_CTX) * request.parallel
     if request.ubatch is not None and request.ubatch > cells:
         raise PlanRequestError(
             f"--ubatch {request.ubatch} is more than the {cells} tokens of --ctx"
+        )
+
+
+def _check_encoder(request: PlanRequest, spec: ModelSpec) -> None:
+    """An encoder computes a text whole and has no positions beyond those it was trained with."""
+    most = spec.n_ctx_train
+    if request.n_ctx is not None and most and request.n_ctx > most:
+        raise PlanRequestError(
+            f"--ctx {request.n_ctx}: this encoder has positions for {most} tokens, and no more",
+            hint=f"leave --ctx out, or cut texts to {most} tokens",
+        )
+    if request.ubatch is not None and request.ubatch < (request.n_ctx or most):
+        raise PlanRequestError(
+            f"--ubatch {request.ubatch}: an encoder computes a text whole, in one micro-batch",
+            hint="leave it out",
         )
 
 

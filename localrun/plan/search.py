@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from localrun.hardware.machine import Machine
 from localrun.models.cache import by_layer
 from localrun.models.spec import ModelSpec
-from localrun.plan import memory, predict, work
+from localrun.plan import encoder, memory, predict, work
 from localrun.plan.constants import FITTED, Constants
 from localrun.plan.engines import Engine, engine
 from localrun.plan.hits import TYPICAL_SKEW
@@ -103,7 +103,8 @@ class Task:
         shorter = self.engine.prefill_layers and spec.prefill_layers
         layers = spec.prefill_layers if shorter else len(made.stack.layers)
         tokens = max(1, min(made.choice.ubatch, flow.prompt))
-        depth = flow.depth + flow.prompt // 2
+        # Of an encoder every token looks at all of its text.
+        depth = tokens if spec.encoder else flow.depth + flow.prompt // 2
 
         def terms(*, cold: bool) -> predict.Terms:
             chunk = work.chunk(made, tokens, layers, depth, TYPICAL_SKEW, cold=cold)
@@ -184,6 +185,8 @@ def _fastest(task: Task, n_ctx: int) -> tuple[tuple[Assignment, float] | None, A
     nearest: Assignment | None = None
     wanted = task.request.ubatch
     ubatches = UBATCHES if wanted is None else (wanted,)
+    if task.stack.spec.encoder:
+        ubatches = (n_ctx,)  # a text is computed whole, alone
     sizes = list(dict.fromkeys(min(size, n_ctx * task.request.parallel) for size in ubatches))
     # What the smallest has no room for, none has: buffers grow with it.
     for ubatch in sorted(sizes):
@@ -229,6 +232,10 @@ def _choices(task: Task, n_ctx: int, ubatch: int) -> Iterator[Choice]:
 def _buffers(task: Task, ubatch: int, n_ctx: int) -> Buffers:
     """At most what the engine will ask for, whichever layers are where."""
     spec, request, engine = task.stack.spec, task.request, task.engine
+    if spec.encoder:
+        made = encoder.compute_bytes(spec, ubatch)
+        kept = encoder.output_bytes(spec) + encoder.scratch_bytes(spec, ubatch)
+        return Buffers(made, made, made, made, kept)
     floats = task.floats
     parallel = request.parallel
     if engine.cells:
@@ -354,12 +361,19 @@ def contexts(spec: ModelSpec, request: PlanRequest) -> Sequence[int]:
     if request.n_ctx is not None:
         return (request.n_ctx,)
     flow = request.workload
+    if spec.encoder:  # it has no positions beyond those it was trained with
+        return halved(spec.n_ctx_train or SMALLEST_N_CTX, SMALLEST_N_CTX)
     needed = flow.depth + flow.prompt + flow.output
     wanted = min(spec.n_ctx_train or FALLBACK_N_CTX, max(DEFAULT_N_CTX, needed))
     least = SMALLEST_N_CTX
     if flow != Workload():  # one that was asked for must have room
         wanted, least = max(wanted, needed), max(least, needed)
-    tried = [wanted]
+    return halved(wanted, least)
+
+
+def halved(most: int, least: int) -> Sequence[int]:
+    """``most``, and half of what came before as long as that is at least ``least``."""
+    tried = [most]
     while tried[-1] // 2 >= least:
         tried.append(tried[-1] // 2)
     return tried

@@ -150,7 +150,8 @@ def weights_held(
         weights[tier] = weights.get(tier, 0) + piece.bytes
         if seat == "ram" and not (piece.repackable and piece.type in repacked):
             from_file.append(piece)
-    tied = [piece for piece in placed if piece.kind == "embedding"] if _is_tied(placed) else []
+    is_tied = not spec.encoder and _is_tied(placed)
+    tied = [piece for piece in placed if piece.kind == "embedding"] if is_tied else []
     for piece in tied:
         tier = seats.layer(spec.layers)
         if tier != "ram" or piece.type in repacked:

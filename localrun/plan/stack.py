@@ -202,7 +202,7 @@ def stack(spec: ModelSpec, kv: Mapping[int, int], kv_type: KvType, depth: int) -
         weights(outside["draft"]),
         weights(outside["vision"]),
         tuple(tables),
-        tied=output * 100 < embedding.bytes,
+        tied=not spec.encoder and output * 100 < embedding.bytes,
     )
 
 

@@ -18,6 +18,12 @@ def verdict(found: Solution, prediction: Prediction) -> str:
     """One sentence with the speed, its band, and what binds it."""
     made, speed = found.assignment, prediction.decode_tps
     where = _where(found)
+    if made.stack.spec.encoder:
+        speed = prediction.prefill_tps
+        return (
+            f"Embeds texts of up to {made.choice.n_ctx} tokens {where}, about "
+            f"{_number(speed.mid)} tokens a second ({_number(speed.low)} to {_number(speed.high)})."
+        )
     bound = prediction.bound_by
     pace = _BOUND.get(bound, f"the bandwidth of {bound} sets the pace")
     return (

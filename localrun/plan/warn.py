@@ -51,6 +51,9 @@ def _model(spec: ModelSpec, found: Solution) -> Iterator[str]:
     if spec.n_ctx_train and n_ctx > spec.n_ctx_train:
         yield f"context {n_ctx} is longer than the {spec.n_ctx_train} the model was trained for"
     flow = found.task.request.workload
+    if spec.encoder:
+        yield from spec.notes
+        return
     if flow.depth + flow.prompt + flow.output > n_ctx:
         yield (
             f"the speeds are for {flow.prompt} tokens in and {flow.output} out, more than a "

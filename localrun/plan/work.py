@@ -197,7 +197,7 @@ def _attention(made: Assignment, depth: int, layers: int) -> float:
     Windows, compressed rows and top-k selections bound the rows that count.
     """
     spec = made.stack.spec
-    total = 0.0
+    total = 4.0 * depth * spec.width * min(layers, spec.layers) if spec.encoder else 0.0
     for rows in spec.caches:
         if rows.kind == "index":
             continue

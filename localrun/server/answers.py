@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Coroutine
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from starlette.responses import Response
 
@@ -96,6 +96,10 @@ class Reply:
             await asyncio.gather(self._first, return_exceptions=True)
         if isinstance(self._events, AsyncGenerator):
             await self._events.aclose()
+
+
+class Closing(Protocol):
+    def aclose(self) -> Awaitable[object]: ...
 
 
 class EventStream(Response):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -51,6 +52,11 @@ class AtomicFile:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 self.written += count
                 rest = rest[count:]
+
+    @property
+    def path(self) -> Path:
+        """Where the bytes lie until ``commit``, for whoever reads them back before that."""
+        return self._temporary
 
     @property
     def sha256(self) -> str:
@@ -98,3 +104,11 @@ class AtomicFile:
     ) -> None:
         if self._descriptor is not None:
             self.discard()
+
+
+def discard(paths: Iterable[Path]) -> None:
+    """Remove files that no record speaks of, and folders that they leave empty. Never fails."""
+    for path in paths:
+        with suppress(OSError):
+            disk.DISK.unlink(path)
+            path.parent.rmdir()

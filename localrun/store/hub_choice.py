@@ -20,8 +20,13 @@ from localrun.store.quants import (
 )
 
 _TOKENIZERS = frozenset(
-    ("vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", "tekken.json")
+    (
+        *("vocab.json", "vocab.txt", "merges.txt", "special_tokens_map.json"),
+        *("added_tokens.json", "tekken.json"),
+    )
 )
+# How sentence-transformers makes one vector of a text's states.
+_POOLING = frozenset(("modules.json", "sentence_bert_config.json", "1_Pooling/config.json"))
 
 
 def select(ref: HubRef, grouped: Grouped) -> Variant:
@@ -87,6 +92,8 @@ def role_of(name: str) -> Role | None:
 
     Only the repository's top directory counts: settings in deeper ones belong to something else.
     """
+    if name in _POOLING:
+        return "other"
     lower = name.lower()
     if "/" in lower:
         return "index" if lower.endswith(INDEX_SUFFIX) else None

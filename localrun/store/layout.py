@@ -119,7 +119,7 @@ class Layout:
         """Temporaries whose process is gone."""
         places = [self.incomplete, self.manifests]
         with suppress(OSError):
-            places += self.models.glob("*/*")
+            places += [*self.models.glob("*/*"), *self.models.glob("*/*/*/")]
         found: list[Path] = []
         for place in places:
             if not any(_is_link(path) for path in (place, place.parent, place.parent.parent)):

@@ -227,7 +227,8 @@ def _unlinked(record: Manifest, files: ModelFiles) -> Removed:
             disk.DISK.unlink(file.path)
             gone.append(file.path)
             freed += 0 if noted.linked else file.bytes
-    for directory in {path.parent for path in gone}:
+    # A directory inside the model's own goes before it.
+    for directory in sorted({path.parent for path in gone}, reverse=True):
         with suppress(OSError):  # not empty: something else lives there
             directory.rmdir()
     return Removed(record.ref, tuple(gone), freed)

@@ -30,6 +30,7 @@ _TOKENIZER = frozenset(
         "tokenizer.model",
         "special_tokens_map.json",
         "vocab.json",
+        "vocab.txt",
         "merges.txt",
         "chat_template.jinja",
     }
@@ -89,6 +90,13 @@ def projector(directory: Path) -> tuple[ModelFile, ...]:
     names = [path.name for path in directory.glob("*.gguf") if _PROJECTOR.search(path.name)]
     found = tuple(_file(child(directory, name), name, "projector") for name in names)
     return found if len(found) == 1 else ()
+
+
+def role_of(name: str) -> Role:
+    """What a file of a checkpoint is for, told by its name inside the model's directory."""
+    if name.endswith(".safetensors"):
+        return "weights"
+    return _extra(name) or "other"
 
 
 def _refused(path: Path) -> SourceError:

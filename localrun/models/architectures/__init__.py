@@ -8,6 +8,7 @@ from typing import cast
 from localrun.models.architecture import Architecture
 
 _FAMILIES = {
+    "bert": "bert",
     "deepseek": ("deepseek_v2 deepseek_v3 deepseek_v32 kimi_k2 kimi_k25 deepseek2 deepseek32"),
     "deepseek_v4": "deepseek_v4 deepseek4",
     "deepseek_v41": "deepseek_v41 deepseek_v41_text deepseek41",
