@@ -48,7 +48,9 @@ async def gap_tokens(gap: Gap, info: EngineInfo, tokenize: Tokenize, *, room: in
     left = info.n_ctx - len(first) - len(tokens)
     if left < 1:
         raise ContextLengthError(len(first) + len(tokens), info.n_ctx)
-    others = await _others(gap.snippets, fim, tokenize, left - room) if left > room else []
+    others: list[int] = []
+    if gap.snippets and left > room:
+        others = await _others(gap.snippets, fim, tokenize, left - room)
     return [*first, *others, *tokens]
 
 

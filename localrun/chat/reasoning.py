@@ -52,6 +52,11 @@ def for_template(template: str | None, prompt_tail: str) -> AnswerReader:
     return _Paired(_named(source), opened=None)
 
 
+def thinks(template: str | None) -> bool:
+    """Whether a model of this template may write its reasoning apart from its answer."""
+    return is_harmony(template) or bool(_named(template or ""))
+
+
 def closing(template: str | None, prompt_tail: str) -> str:
     """What ends the reasoning that the prompt has begun; empty where it has begun none."""
     pair = _opened(template or "", prompt_tail)

@@ -250,7 +250,7 @@ def test_an_engine_s_error_is_shown_as_text(
     payload: str, shown: Shown, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def opened(_: object) -> ChatModel:
-        failed = replace(ending(), error=payload)
+        failed = replace(ending(), error=EngineError(payload))
         return FakeChat((ReplyEvent(text="x"), failed))
 
     async def not_opened(_: object) -> ChatModel:

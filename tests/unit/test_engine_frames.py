@@ -63,6 +63,7 @@ FULL = GenerationRequest(
     draft=False,
     max_prefill_s=0.5,
     max_decode_s=1.5,
+    min_indent=3,
 )
 
 

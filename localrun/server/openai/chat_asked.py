@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any, Final
+from typing import Any
 
 from localrun.chat.messages import (
     Message,
@@ -13,11 +12,9 @@ from localrun.chat.messages import (
     ToolCall,
     ToolChoice,
 )
-from localrun.engine.request import Grammar
 from localrun.server.openai.chat_request import ChatMessage, ChatRequest, NamedTool
+from localrun.server.openai.forms import grammar_of
 from localrun.server.sampling import sampling_of
-
-_ANY_OBJECT: Final = {"type": "object"}
 
 
 def messages_of(request: ChatRequest) -> list[Message]:
@@ -78,28 +75,3 @@ def form_of(request: ChatRequest) -> str | None:
     """The field that says what form the answer has, if any does."""
     grammar = grammar_of(request)
     return "tools" if grammar is None else grammar[0]
-
-
-def grammar_of(request: ChatRequest) -> tuple[str, Grammar] | None:
-    """The one form that an answer is asked in, and the field that asks it."""
-    form = request.response_format
-    if form is not None and form.type == "json_schema" and form.json_schema is not None:
-        return "response_format", _schema(form.json_schema.json_schema)
-    if form is not None and form.type == "json_object":
-        schema = _ANY_OBJECT if form.object_schema is None else form.object_schema
-        return "response_format", _schema(schema)
-    if request.json_schema is not None:
-        return "json_schema", _schema(request.json_schema)
-    if request.guided_json is not None:
-        return "guided_json", _schema(request.guided_json)
-    if request.grammar is not None:
-        return "grammar", Grammar("gbnf", request.grammar)
-    if request.guided_regex is not None:
-        return "guided_regex", Grammar("regex", request.guided_regex)
-    if request.guided_choice is not None:
-        return "guided_choice", Grammar("choice", json.dumps(request.guided_choice))
-    return None
-
-
-def _schema(schema: dict[str, Any]) -> Grammar:
-    return Grammar("json_schema", json.dumps(schema))
