@@ -24,7 +24,7 @@ from localrun.engine.client import EngineInfo
 from localrun.engine.request import FinishReason, Timings
 from localrun.engine.runner import FillInMiddle, RunnerStats
 from localrun.errors import LocalrunError, ModelNotFoundError, RequestError
-from localrun.server.models import LoadedModel, ModelCard, ModelFacts
+from localrun.server.models import LoadedModel, ModelCard, ModelFacts, PullProgress
 
 TIMINGS = Timings(
     prompt_tokens=10, cached_tokens=4, generated_tokens=3, prefill_s=0.5, decode_s=0.25
@@ -184,12 +184,15 @@ class FakeChat:
 
 
 class FakeModels:
-    """A ModelProvider of ready models. ``kept`` are the leases: which model, and how long after."""
+    """A ModelProvider of ready models. ``kept`` are the leases: which model, and how long
+    after. A pull goes through ``pulling``, and raises what of it is an error."""
 
     def __init__(self, **models: FakeChat) -> None:
         self._models = models
         self.kept: list[tuple[str, float | None]] = []
         self.unloaded: list[str] = []
+        self.pulled: list[str] = []
+        self.pulling: Sequence[PullProgress | LocalrunError] = ()
         self.closed = False
 
     @asynccontextmanager
@@ -210,6 +213,16 @@ class FakeModels:
             LoadedModel(name, model.n_ctx, {"ram": 1000}, model.running, 300.0)
             for name, model in self._models.items()
         ]
+
+    async def stats(self) -> dict[str, RunnerStats]:
+        return {name: await model.stats() for name, model in self._models.items()}
+
+    async def pull(self, name: str) -> AsyncGenerator[PullProgress]:
+        self.pulled.append(name)
+        for step in self.pulling:
+            if isinstance(step, LocalrunError):
+                raise step
+            yield step
 
     async def unload(self, name: str) -> bool:
         self._known(name)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -30,11 +31,13 @@ if TYPE_CHECKING:
     from localrun.cli.guessing import Guessing
     from localrun.config import Settings
     from localrun.plan.plan import PlanRequest
-    from localrun.server.app import ModelCard
+    from localrun.ref import ModelRef
     from localrun.server.guards import ServerOptions
+    from localrun.server.models import ModelCard
     from localrun.server.provider import LoadingProvider
     from localrun.server.room import Candidate
     from localrun.server.running import RunningServer
+    from localrun.store.progress import Progress
 
 Refs = Annotated[
     list[str] | None,
@@ -53,6 +56,21 @@ AllowedHost = Annotated[
     list[str] | None,
     typer.Option("--allowed-host", help="A name this machine is called by on the network."),
 ]
+CompatPorts = Annotated[
+    bool,
+    typer.Option("--compat-ports", help="Listen on 127.0.0.1:11434 and :8012 too, where free."),
+]
+Log = Annotated[
+    Literal["text", "json"],
+    typer.Option("--log", help="Requests on stderr: lines for people, or for programs."),
+]
+Install = Annotated[
+    bool, typer.Option("--install-service", help="Write a service of this command line instead.")
+]
+Uninstall = Annotated[
+    bool, typer.Option("--uninstall-service", help="Remove the service that was written.")
+]
+Yes = Annotated[bool, typer.Option("--yes", help="Write the service without asking.")]
 ServerName = Annotated[
     str | None, typer.Argument(metavar="PORT|PID", help="Which one, where several run.")
 ]
@@ -60,6 +78,7 @@ All = Annotated[bool, typer.Option("--all", help="Every running server.")]
 
 
 def serve(
+    context: typer.Context,
     refs: Refs = None,
     host: Host = "127.0.0.1",
     port: Port = "7411",
@@ -76,6 +95,11 @@ def serve(
     draft: Draft = None,
     speculation: Speculation = "auto",
     keep_alive: KeepAlive = 1800.0,
+    compat_ports: CompatPorts = False,
+    log: Log = "text",
+    install_service: Install = False,
+    uninstall_service: Uninstall = False,
+    yes: Yes = False,
 ) -> int:
     """Serve models on a local port that OpenAI clients can use."""
     import asyncio
@@ -88,6 +112,10 @@ def serve(
     from localrun.server.serving import listen, parse_port
 
     here = settings()
+    if uninstall_service:
+        from localrun.cli.service import uninstall
+
+        return uninstall(here)
     request = PlanRequest(
         n_ctx=ctx,
         kv_type=kv_type,
@@ -100,28 +128,57 @@ def serve(
     wanted = guessing(speculation, draft)
     if draft is not None and not refs:
         raise UsageError(f"--draft {draft}: name the model that it guesses for")
+    if install_service:
+        from localrun.cli.loading import find
+        from localrun.cli.service import install
+
+        # What the service would end with is said now.
+        parse_port(port)
+        listen(host, 0, api_key=api_key).close()
+        for ref in refs or ():
+            find(ref, here, offer=True)
+        return install(context, here, yes=yes)
     # Opened first: a port in use is said before any weight is loaded.
-    listener = listen(host, parse_port(port), api_key=api_key)
+    listeners = _listeners(host, parse_port(port), api_key, compat_ports)
     options = ServerOptions(
         api_key=api_key,
         origins=tuple(cors_origin or ()),
         hosts=tuple(allowed_host or ()),
     )
-    with listener:
+    with ExitStack() as stack:
+        for listener in listeners:
+            stack.enter_context(listener)
         given = tuple(dict.fromkeys(refs or ()))
         plan_together(given, request, here, wanted)
         look = _looking(given, request, here, wanted)
         keep_alive_s = None if keep_alive < 0 else keep_alive
-        return asyncio.run(_serve(listener, options, given, look, here, keep_alive_s))
+        return asyncio.run(_serve(listeners, options, given, look, here, keep_alive_s, log))
+
+
+def _listeners(
+    host: str, port: int, api_key: str | None, compat_ports: bool
+) -> list[socket.socket]:
+    """The socket that was asked for, and behind it those of ``--compat-ports`` that are free."""
+    from localrun.server.serving import listen, listen_compatibly
+
+    listener = listen(host, port, api_key=api_key)
+    if not compat_ports:
+        return [listener]
+    further, taken = listen_compatibly(listener.getsockname()[1], api_key=api_key)
+    if taken:
+        names = ", ".join(f"127.0.0.1:{each}" for each in taken)
+        note(f"--compat-ports: in use by another program: {names}")
+    return [listener, *further]
 
 
 async def _serve(
-    listener: socket.socket,
+    listeners: list[socket.socket],
     options: ServerOptions,
     given: tuple[str, ...],
     look: Callable[[str], Candidate],
     here: Settings,
     keep_alive_s: float | None,
+    log: Literal["text", "json"],
 ) -> int:
     from localrun.server.app import create_app
     from localrun.server.running import register, update
@@ -136,17 +193,22 @@ async def _serve(
         if running is not None:
             update(here, running, names)
 
-    host, port = listener.getsockname()[:2]
+    host, port = listeners[0].getsockname()[:2]
+    compat_ports = [listener.getsockname()[1] for listener in listeners[1:]]
     provider = _provider(given, look, here, keep_alive_s, changed)
     app = create_app(provider, options)
     try:
         for ref in given:
             async with provider.lease(ref):
                 pass
-        with register(here, host=host, port=port, models=loaded) as running:
+        with register(
+            here, host=host, port=port, models=loaded, compat_ports=compat_ports
+        ) as running:
             say(f"{running.url}/v1")
+            for each in compat_ports:
+                note(f"also at http://127.0.0.1:{each}")
             note("Ctrl-C stops it")
-            return await run_server(app, listener)
+            return await run_server(app, *listeners, log=log)
     finally:
         await provider.close()
 
@@ -170,14 +232,19 @@ def _provider(
     changed: Callable[[tuple[str, ...]], None],
 ) -> LoadingProvider:
     """Models by their canonical reference: those of the command line, and any on this disk."""
+    from localrun.cli.facts import KnownFacts
     from localrun.cli.loading import find
     from localrun.errors import ModelNotFoundError
     from localrun.ref import PathRef, parse
-    from localrun.server.app import ModelCard
+    from localrun.server.models import ModelCard
     from localrun.server.provider import LoadingProvider
+    from localrun.server.pulls import Pulls
     from localrun.store.library import Library
+    from localrun.store.pull import pull
 
     def canonical(name: str) -> str:
+        # What Ollama's clients were told is called `smollm2:latest` they ask every dialect for.
+        name = name.removesuffix(":latest")
         if name in given:
             return name
         ref = parse(name)
@@ -191,12 +258,24 @@ def _provider(
         return str(ref)
 
     def cards() -> Sequence[ModelCard]:
-        names = [*given, *(model.ref for model in Library(here).list() if model.state == "ok")]
-        return [ModelCard(name, created) for name in dict.fromkeys(names)]
+        stored = {model.ref: model for model in Library(here).list() if model.state == "ok"}
+        sizes = {ref: model.bytes for ref, model in stored.items()}
+        since = {ref: _seconds(model.created) or created for ref, model in stored.items()}
+        names = dict.fromkeys((*given, *stored))
+        return [ModelCard(name, since.get(name, created), sizes.get(name, 0)) for name in names]
+
+    def fetch(ref: ModelRef, progress: Progress) -> None:
+        pull(ref, here, progress=progress)
 
     created = _now()
     return LoadingProvider(
-        look, cards=cards, canonical=canonical, keep_alive_s=keep_alive_s, changed=changed
+        look,
+        cards=cards,
+        facts=KnownFacts(lambda name: find(name, here, offer=False)),
+        pulls=Pulls(fetch),
+        canonical=canonical,
+        keep_alive_s=keep_alive_s,
+        changed=changed,
     )
 
 
@@ -204,6 +283,16 @@ def _now() -> int:
     import time
 
     return int(time.time())
+
+
+def _seconds(created: str | None) -> int | None:
+    """A manifest's time as seconds since 1970; None where it says none."""
+    from datetime import datetime
+
+    try:
+        return int(datetime.fromisoformat(created or "").timestamp())
+    except ValueError:
+        return None
 
 
 def ps(json: Json = False) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from localrun.chat.messages import ServedModel
+from localrun.engine.runner import RunnerStats
 
 Capability = Literal["completion", "tools", "insert", "embedding", "thinking", "vision"]
 
@@ -25,9 +26,9 @@ class ModelCard:
 class ModelFacts:
     """What a model's header says, loaded or not.
 
-    ``n_ctx_train`` is the longest context that it was made for, ``quantization`` the type of most
-    of its weights (``Q4_K``), ``fields`` what of the header clients ask for by its own names
-    (``llama.context_length``).
+    ``n_ctx_train`` is the longest context that it was made for, ``quantization`` what its file says
+    of its weights (``Q4_K_M``), ``fields`` what of the header clients ask for by its own names
+    (``llama.context_length``), ``licence`` its makers', where they state one.
     """
 
     id: str
@@ -42,18 +43,30 @@ class ModelFacts:
     chat_template: str | None
     capabilities: frozenset[Capability]
     fields: dict[str, str | int | float | bool]
+    licence: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
     """A model that is ready. ``held`` is what its plan promises of each tier, in bytes; it is
-    unloaded ``idle_s`` after its last request, None never. ``requests`` are under way."""
+    unloaded ``idle_s`` after its last request, None never; that is in ``left_s`` if nobody asks
+    any more. ``requests`` are under way."""
 
     id: str
     n_ctx: int
     held: dict[str, int]
     requests: int
     idle_s: float | None
+    left_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PullProgress:
+    """How much of ``label`` is here, in bytes; ``total`` 0 where nobody knows."""
+
+    label: str
+    total: int
+    completed: int
 
 
 class ModelProvider(Protocol):
@@ -85,8 +98,23 @@ class ModelProvider(Protocol):
 
     def loaded(self) -> Sequence[LoadedModel]: ...
 
+    async def stats(self) -> Mapping[str, RunnerStats]:
+        """The counters of each model that is ready and says them at once; idle ones stay so."""
+        ...
+
     async def unload(self, name: str) -> bool:
         """Free a model that nobody uses; whether it was loaded and is no more."""
+        ...
+
+    def pull(self, name: str) -> AsyncGenerator[PullProgress]:
+        """Bring a model to this disk; ends when it is here. Closing it early ends the transfer,
+        unless others wait for the same.
+
+        Raises:
+            RefError, ModelNotFoundError: nothing that can be fetched is called that.
+            BusyError: too many are being fetched.
+            LocalrunError: what the transfer ended with.
+        """
         ...
 
     async def close(self) -> None: ...

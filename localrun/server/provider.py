@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from itertools import count
 from typing import Any, Protocol
 
 from localrun.chat.messages import ServedModel
-from localrun.errors import MemoryInUseError, ModelNotFoundError, ServerError
-from localrun.server.models import LoadedModel, ModelCard, ModelFacts
+from localrun.engine.runner import RunnerStats
+from localrun.errors import LocalrunError, MemoryInUseError, ModelNotFoundError, ServerError
+from localrun.server.models import LoadedModel, ModelCard, ModelFacts, PullProgress
+from localrun.server.pulls import Pulls
 from localrun.server.room import Candidate, Loaded, Opening, Tenant, make_room
 
 KEEP_ALIVE_S = 30 * 60.0
 # How long a model waits for others to have no request under way, before its client is told.
 WAIT_S = 30.0
+# How long an engine may take to say its counters: one that hangs must not hide the others.
+STATS_S = 1.0
 
 
 class Cancellable(Protocol):
@@ -41,6 +45,7 @@ class _Slot:
         self.opening = False
         self.ready: Loaded | None = None
         self.keep_s: float | None = None
+        self.left_at = 0.0
         self.task: asyncio.Task[ServedModel]
         self.timer: Cancellable | None = None
 
@@ -53,6 +58,7 @@ class LoadingProvider:
     cards: what is served, read anew each time.
     facts: what the header of a model by that name says; off the event loop; may raise. None where
         nobody reads headers.
+    pulls: fetches models. None where nobody does.
     canonical: the one name of a model that has several; raises for a name that none has.
     keep_alive_s: a model is unloaded when it has had no request for so long; None never.
     wait_s: how long a load waits for its turn and for models with requests under way to become
@@ -69,6 +75,7 @@ class LoadingProvider:
         *,
         cards: Callable[[], Sequence[ModelCard]],
         facts: Callable[[str], ModelFacts] | None = None,
+        pulls: Pulls | None = None,
         canonical: Callable[[str], str] = str,
         keep_alive_s: float | None = KEEP_ALIVE_S,
         wait_s: float = WAIT_S,
@@ -78,6 +85,7 @@ class LoadingProvider:
         self._look = look
         self._cards = cards
         self._facts = facts
+        self._pulls = pulls
         self._canonical = canonical
         self._keep_alive_s = keep_alive_s
         self._wait_s = wait_s
@@ -107,10 +115,37 @@ class LoadingProvider:
                 dict(slot.ready.holding.promised),
                 slot.requests,
                 self._keep_of(slot),
+                self._left_of(slot),
             )
             for slot in self._slots.values()
             if slot.ready is not None
         )
+
+    async def stats(self) -> dict[str, RunnerStats]:
+        """The counters of each model that is ready and says them at once; idle ones stay so."""
+        asked = {
+            slot.name: asyncio.create_task(slot.ready.model.stats())
+            for slot in self._slots.values()
+            if slot.ready is not None
+        }
+        if not asked:
+            return {}
+        _, late = await asyncio.wait(asked.values(), timeout=STATS_S)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
+        told = {name: task for name, task in asked.items() if task not in late}
+        return {
+            name: task.result()
+            for name, task in told.items()
+            if not isinstance(task.exception(), LocalrunError)
+        }
+
+    def pull(self, name: str) -> AsyncGenerator[PullProgress]:
+        """Bring a model to this disk; see ``Pulls.watch``."""
+        if self._pulls is None:
+            raise ModelNotFoundError(f"{name}: models are not pulled here")
+        return self._pulls.watch(name)
 
     async def unload(self, name: str) -> bool:
         """Free a model that nobody uses; whether it was loaded and is no more.
@@ -159,6 +194,8 @@ class LoadingProvider:
     async def close(self) -> None:
         """Stop loading and close every model."""
         self._closed = True
+        if self._pulls is not None:
+            await self._pulls.close()
         slots = list(self._slots.values())
         for slot in slots:
             slot.task.cancel()
@@ -240,7 +277,14 @@ class LoadingProvider:
             return self._keep_alive_s
         return None if slot.keep_s < 0 else slot.keep_s
 
+    def _left_of(self, slot: _Slot) -> float | None:
+        keep_s = self._keep_of(slot)
+        if keep_s is None or slot.requests:
+            return keep_s
+        return max(0.0, slot.left_at + keep_s - time.monotonic())
+
     def _start_timer(self, slot: _Slot) -> None:
+        slot.left_at = time.monotonic()
         keep_s = self._keep_of(slot)
         if keep_s is not None and not self._closed:
             slot.timer = self._later(keep_s, lambda: self._unload(slot))

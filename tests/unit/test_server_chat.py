@@ -483,7 +483,7 @@ async def test_models_are_listed_and_shown() -> None:
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/", 404), ("GET", CHAT, 405), ("GET", "/docs", 404), ("GET", "/openapi.json", 404)],
+    [("GET", "/no", 404), ("GET", CHAT, 405), ("GET", "/docs", 404), ("GET", "/openapi.json", 404)],
 )
 async def test_what_is_not_there_is_told_in_openais_shape(
     method: str, path: str, status: int
