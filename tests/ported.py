@@ -14,6 +14,8 @@ from localrun.chat.local import LocalChatModel
 from localrun.chat.messages import ServedModel
 from localrun.chat.templates import Renderer
 from localrun.engine.process.engine_process import EngineProcess
+from localrun.errors import ModelNotFoundError
+from localrun.formats.text import shown
 from localrun.plan.plan import Plan
 from localrun.server.app import create_app
 from localrun.server.guards import ServerOptions
@@ -38,10 +40,12 @@ class Model:
 class Port:
     """A client of a server, and the engines behind it by their models' names."""
 
-    def __init__(self, number: int, client: httpx2.AsyncClient) -> None:
+    def __init__(
+        self, number: int, client: httpx2.AsyncClient, engines: Mapping[str, EngineProcess]
+    ) -> None:
         self.number = number
         self.client = client
-        self.engines: dict[str, EngineProcess] = {}
+        self.engines = engines
 
     async def ask(self, model: str, text: str = "Hi", **fields: Any) -> httpx2.Response:
         """The response to one question."""
@@ -72,24 +76,36 @@ def asked(model: str, text: str, **fields: Any) -> dict[str, Any]:
     return {"model": model, "messages": messages, "temperature": 0} | fields
 
 
-@asynccontextmanager
-async def ported(models: Mapping[str, Model]) -> AsyncIterator[Port]:
-    """Serve the models until the block ends; each is loaded when it is first asked for."""
+def provider_of(models: Mapping[str, Model], engines: dict[str, EngineProcess]) -> LoadingProvider:
+    """The models, each loaded when it is first asked for; ``engines`` are those that were."""
 
     async def open_model(name: str) -> ServedModel:
         model = models[name]
         engine = await EngineProcess.start(
             model.plan, loader=model.loader, chat_template=model.template, **model.options
         )
-        port.engines[name] = engine
+        engines[name] = engine
         return LocalChatModel(engine, Renderer())
 
-    provider = LoadingProvider(
-        unlimited(open_model), cards=lambda: [ModelCard(name, 0) for name in models]
+    def canonical(name: str) -> str:
+        if name not in models:
+            raise ModelNotFoundError(f"no model is called {shown(name)}")
+        return name
+
+    return LoadingProvider(
+        unlimited(open_model),
+        cards=lambda: [ModelCard(name, 0) for name in models],
+        canonical=canonical,
     )
+
+
+@asynccontextmanager
+async def ported(models: Mapping[str, Model]) -> AsyncIterator[Port]:
+    """Serve the models until the block ends; each is loaded when it is first asked for."""
+    engines: dict[str, EngineProcess] = {}
+    provider = provider_of(models, engines)
     async with (
         served(create_app(provider, ServerOptions())) as number,
         httpx2.AsyncClient(base_url=f"http://127.0.0.1:{number}", timeout=120) as client,
     ):
-        port = Port(number, client)
-        yield port
+        yield Port(number, client, engines)

@@ -14,7 +14,7 @@ from localrun.server.serving import StoppingServer, listen, server_config
 async def served(app: ServedApp, *, api_key: str | None = None) -> AsyncIterator[int]:
     """The port on which ``app`` is served until the block ends."""
     listener = listen("127.0.0.1", 0, api_key=api_key)
-    server = StoppingServer(server_config(app, access_log=False), app)
+    server = StoppingServer(server_config(app), app)
     port: int = listener.getsockname()[1]
     with listener:
         running = asyncio.create_task(server.serve(sockets=[listener]))

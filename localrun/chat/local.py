@@ -162,9 +162,10 @@ class LocalChatModel:
         context: RequestContext = NOBODY,
     ) -> Embedded:
         """One vector a text; see ``ServedModel.embed``."""
-        ids = [await self._ids(text) for text in texts]
         if truncate:
-            ids = [self._cut(each) for each in ids]
+            ids = [self._cut(await self._tokens(self._shortened(text))) for text in texts]
+        else:
+            ids = [await self._ids(text) for text in texts]
         request = EmbeddingRequest(
             id=str(uuid.uuid4()),
             texts=tuple(tuple(each) for each in ids),
@@ -243,8 +244,10 @@ class LocalChatModel:
         )
 
     async def _ids(self, prompt: Prompt) -> list[int]:
-        """The tokens of a prompt, with what the vocabulary puts before a text."""
-        info = self.info
+        """The tokens of a prompt that may fit, with what the vocabulary puts before a text."""
+        given = sum(isinstance(part, int) for part in prompt.parts)
+        if given > self.n_ctx:
+            raise ContextLengthError(given, self.n_ctx, at_least=True)
         self._check_length(
             sum(
                 len(part.encode("utf-8", "replace"))
@@ -252,6 +255,10 @@ class LocalChatModel:
                 if isinstance(part, str)
             )
         )
+        return await self._tokens(prompt)
+
+    async def _tokens(self, prompt: Prompt) -> list[int]:
+        info = self.info
         ids: list[int] = []
         for at, part in enumerate(prompt.parts):
             if isinstance(part, int):
@@ -277,6 +284,12 @@ class LocalChatModel:
         least = size // max(self.info.longest_token, 1)
         if self.info.longest_token and least >= self.n_ctx:
             raise ContextLengthError(least, self.n_ctx, at_least=True)
+
+    def _shortened(self, prompt: Prompt) -> Prompt:
+        """Texts without what stands behind as many tokens as there may be: nobody reads it."""
+        most = self.n_ctx * self.info.longest_token or None
+        parts = (part[:most] if isinstance(part, str) else part for part in prompt.parts)
+        return replace(prompt, parts=tuple(parts))
 
     def _cut(self, ids: list[int]) -> list[int]:
         if len(ids) <= self.n_ctx:

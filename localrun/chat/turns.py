@@ -14,23 +14,24 @@ def simplified(messages: Sequence[Message]) -> list[Message]:
     A system message in the middle becomes the user's words where it stands, so that what comes
     before it stays as it was and its computed prefix is of use. Tool results become the user's.
     """
-    turns: list[Message] = []
+    runs: list[list[Message]] = []
     for message in messages:
-        begins = not turns and message.role == "system"
+        begins = not runs and message.role == "system"
         role = message.role if begins or message.role == "assistant" else "user"
-        _append(turns, replace(message, role=role, tool_call_id=None))
-    return turns
+        turn = replace(message, role=role, tool_call_id=None)
+        if runs and runs[-1][0].role == role:
+            runs[-1].append(turn)
+            continue
+        if role == "assistant" and (not runs or runs[-1][0].role == "system"):
+            runs.append([Message("user", "")])
+        runs.append([turn])
+    return [_one(run) for run in runs]
 
 
-def _append(turns: list[Message], message: Message) -> None:
-    before = turns[-1] if turns else None
-    if before is None or before.role != message.role:
-        if message.role == "assistant" and (before is None or before.role == "system"):
-            turns.append(Message("user", ""))
-        turns.append(message)
-        return
-    turns[-1] = replace(
-        before,
-        content="\n\n".join(text for text in (before.content, message.content) if text),
-        tool_calls=before.tool_calls + message.tool_calls,
+def _one(run: Sequence[Message]) -> Message:
+    """What one role said in a row."""
+    return replace(
+        run[0],
+        content="\n\n".join(turn.content for turn in run if turn.content),
+        tool_calls=tuple(call for turn in run for call in turn.tool_calls),
     )

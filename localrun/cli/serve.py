@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import ExitStack
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -205,6 +206,8 @@ async def _serve(
             here, host=host, port=port, models=loaded, compat_ports=compat_ports
         ) as running:
             say(f"{running.url}/v1")
+            # Into a pipe too: whoever started it waits for this line.
+            sys.stdout.flush()
             for each in compat_ports:
                 note(f"also at http://127.0.0.1:{each}")
             note("Ctrl-C stops it")

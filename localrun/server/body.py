@@ -1,12 +1,14 @@
 """Knows no dialect: a request's body from bytes to its checked model, off the event loop if long.
 
-JSON as RFC 8259 has it: no NaN, no half of a surrogate pair, UTF-8 alone. Python's own reader takes
-all of these, and no tokenizer, template or answer could take them from there.
+JSON as RFC 8259 has it: no NaN, no half of a surrogate pair, UTF-8 alone; and no number beyond 64
+bits of floating point, which would be read as infinity. Python's own reader takes all of these, and
+no tokenizer, template or answer could take them from there.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
@@ -78,17 +80,37 @@ def parsed(
     try:
         document = from_json(data, allow_inf_nan=False)
     except ValueError as error:
-        fault = {"type": "json_invalid", "loc": ("body",), "msg": f"not JSON: {error}"}
-        raise RequestValidationError([fault]) from error
+        raise _not_json(str(error)) from error
     if n_ctx and isinstance(document, dict):
         _check_turns(document, n_ctx)
-    if model is None:
-        return document
     try:
-        return model.model_validate(document)
+        value = document if model is None else model.model_validate(document)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         raise RequestValidationError([{**first, "loc": ("body", *first["loc"])}]) from error
+    # After the model, which names the field where it knows it; schemas may hold any.
+    if not finite(document):
+        raise _not_json("a number is too large")
+    return value
+
+
+def _not_json(why: str) -> RequestValidationError:
+    fault = {"type": "json_invalid", "loc": ("body",), "msg": f"not JSON: {why}"}
+    return RequestValidationError([fault])
+
+
+def finite(document: object) -> bool:
+    """Whether no number of a JSON document is infinite or none: JSON could not tell it again."""
+    left = [document]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
+        elif isinstance(value, float) and not math.isfinite(value):
+            return False
+    return True
 
 
 def _check_turns(document: dict[str, Any], n_ctx: Mapping[str, int]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import re
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -30,10 +30,14 @@ MAX_BODY_BYTES = 32 * 1024 * 1024
 MAX_HEADER_BYTES = 64 * 1024
 MAX_HEADER_FIELDS = 100
 MAX_JSON_DEPTH = 64
+# Far more than a conversation that fits any context. To parse more holds up everybody.
+MAX_JSON_CONTAINERS = 250_000
+MAX_JSON_VALUES = 1_000_000
 # Answers under way or waiting their turn; one more is told to come back.
 MAX_REQUESTS = 64
 # From here on a body is measured off the event loop.
-_LONG_BODY = 256 * 1024
+_LONG_BODY = 64 * 1024
+_PIECE_BYTES = 256 * 1024
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 OPEN_PATH = "/health"
@@ -109,7 +113,10 @@ class Guards:
         if refusal := await _judge_body(body):
             await _refused(scope, refusal)(scope, receive, send)
             return
-        await self._app(scope, _replay(bytes(body), receive), send)
+        replay = _replay(bytes(body), receive)
+        # Nobody holds a second copy of a long body while it is answered.
+        del body
+        await self._app(scope, replay, send)
 
     def _host_is_ours(self, scope: Scope) -> bool:
         """One Host, in origin form, that names this port as the user's own programs name it.
@@ -238,27 +245,75 @@ async def _read(receive: Receive) -> bytearray | None:
 async def _judge_body(body: bytearray) -> Refusal | None:
     if len(body) > MAX_BODY_BYTES:
         return _too_large()
-    measured = json_depth(body) if len(body) < _LONG_BODY else asyncio.to_thread(json_depth, body)
-    depth = measured if isinstance(measured, int) else await measured
-    if depth <= MAX_JSON_DEPTH:
-        return None
-    return Refusal(
-        400, f"the JSON is nested {depth} deep: the limit is {MAX_JSON_DEPTH}", code="json_too_deep"
-    )
+    if len(body) < _LONG_BODY:
+        return _judge_json(body)
+    return await asyncio.to_thread(_judge_json, body)
+
+
+def _judge_json(body: bytearray) -> Refusal | None:
+    """Refuse what no parser should be given: they recurse, and hold all threads to their end."""
+    extent = json_extent(body)
+    if extent.depth > MAX_JSON_DEPTH:
+        return Refusal(
+            400,
+            f"the JSON is nested {extent.depth} deep: the limit is {MAX_JSON_DEPTH}",
+            code="json_too_deep",
+        )
+    if extent.containers > MAX_JSON_CONTAINERS or extent.values > MAX_JSON_VALUES:
+        return Refusal(
+            400,
+            f"the JSON has {extent.containers} objects and lists and {extent.values} values: the "
+            f"limits are {MAX_JSON_CONTAINERS} and {MAX_JSON_VALUES}",
+            code="json_too_large",
+        )
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class JsonExtent:
+    """``depth``: the deepest nesting; ``values``: commas and opening brackets, about as many."""
+
+    depth: int
+    containers: int
+    values: int
 
 
 # An unclosed string reaches to the end: one pass, whatever the body.
 _STRING = re.compile(rb'"[^"]*"?')
-_NOT_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
+_NOT_MARKS = bytes(byte for byte in range(256) if byte not in b"[]{},")
 _STEP = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
 
-def json_depth(body: bytes | bytearray) -> int:
-    """The deepest nesting of brackets outside strings, without parsing: parsers recurse."""
-    unescaped = body.replace(rb"\\", b"").replace(rb"\"", b"")
-    brackets = _STRING.sub(b"", unescaped).translate(None, _NOT_BRACKETS)
-    steps: Iterable[int] = map(_STEP.__getitem__, brackets)
-    return max(accumulate(steps), default=0)
+def json_extent(body: bytes | bytearray) -> JsonExtent:
+    """What is outside strings, without parsing; piece by piece, so that others have turns."""
+    depth = deepest = containers = commas = 0
+    inside = False
+    for piece in _pieces(body):
+        text = piece.replace(rb"\\", b"").replace(rb"\"", b"")
+        if inside:
+            _, quote, text = text.partition(b'"')
+            if not quote:
+                continue
+        inside = text.count(b'"') % 2 == 1
+        marks = _STRING.sub(b"", text).translate(None, _NOT_MARKS)
+        commas += marks.count(b",")
+        brackets = marks.translate(None, b",")
+        containers += brackets.count(b"[") + brackets.count(b"{")
+        depths = list(accumulate(map(_STEP.__getitem__, brackets), initial=depth))
+        depth, deepest = depths[-1], max(deepest, max(depths))
+    return JsonExtent(deepest, containers, commas + containers)
+
+
+def _pieces(body: bytes | bytearray) -> Iterator[bytes]:
+    """Pieces that begin outside of escapes."""
+    start = 0
+    while start < len(body):
+        piece = bytes(body[start : start + _PIECE_BYTES])
+        # An odd number of backslashes escapes what comes next.
+        if (len(piece) - len(piece.rstrip(b"\\"))) % 2:
+            piece = bytes(body[start : start + _PIECE_BYTES + 1])
+        yield piece
+        start += len(piece)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import h11
@@ -62,6 +63,8 @@ class DeadlineProtocol(H11Protocol):
         super().__init__(*args, **kwargs)
         self._deadline: asyncio.TimerHandle | None = None
         self._inner = self.app
+        # An application that keeps records is told of what never reaches it.
+        self._refused: Callable[[int], None] = getattr(self.app, "refused", lambda status: None)
         self.app = self._with_writer
 
     async def _with_writer(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -90,10 +93,11 @@ class DeadlineProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is not HTTP, and as the guards do where the Host is at fault."""
-        about_host = "Host: header" in str(sys.exc_info()[1])
+        status = 403 if "Host: header" in str(sys.exc_info()[1]) else 400
+        self._refused(status)
         # An answer may be under way: then nothing more can be said on this connection.
         with contextlib.suppress(h11.LocalProtocolError):
-            self.transport.write(_empty_response(self.conn, 403 if about_host else 400))
+            self.transport.write(_empty_response(self.conn, status))
         self.transport.close()
 
     def _is_whole(self) -> bool:

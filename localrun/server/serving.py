@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import logging
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from types import FrameType
@@ -21,6 +19,7 @@ import uvicorn
 from localrun.errors import ServerError, UsageError
 from localrun.server.app import ServedApp
 from localrun.server.guards import MAX_HEADER_BYTES
+from localrun.server.log import Form, log_to
 from localrun.server.protocol import DeadlineProtocol
 
 DEFAULT_HOST = "127.0.0.1"
@@ -32,9 +31,6 @@ IDLE_S = 5
 # How long streams may take to end once they were told.
 GOODBYE_S = 5
 INTERRUPTED = 130
-
-# Method, path and status of a request; bodies are never logged.
-_LOGGED = {"uvicorn.error": logging.WARNING, "uvicorn.access": logging.INFO}
 
 
 def parse_port(text: str) -> int:
@@ -103,13 +99,15 @@ def listen_compatibly(
     return listeners, refused
 
 
-async def serve(app: ServedApp, *listeners: socket.socket, access_log: bool = True) -> int:
+async def serve(app: ServedApp, *listeners: socket.socket, log: Form | None = "text") -> int:
     """Serve on every listener until SIGINT or SIGTERM; the exit code that says which.
 
     Streams under way end with an event, then the app's models are closed. A second SIGINT does not
-    wait for clients.
+    wait for clients. Requests are logged to stderr in lines of the form ``log``, None: nowhere.
     """
-    server = StoppingServer(server_config(app, access_log=access_log), app)
+    if log is not None:
+        log_to(form=log)
+    server = StoppingServer(server_config(app), app)
     with contextlib.ExitStack() as stack:
         for listener in listeners:
             stack.enter_context(listener)
@@ -117,10 +115,11 @@ async def serve(app: ServedApp, *listeners: socket.socket, access_log: bool = Tr
     return INTERRUPTED if server.ended_by == signal.SIGINT else 0
 
 
-def server_config(app: ServedApp, *, access_log: bool) -> uvicorn.Config:
-    """uvicorn as we run it: our protocol, no WebSocket, no trust in forwarding headers."""
-    if access_log:
-        _log_to_stderr()
+def server_config(app: ServedApp) -> uvicorn.Config:
+    """uvicorn as we run it: our protocol, no WebSocket, no trust in forwarding headers.
+
+    Its log of requests is off: it has raw paths and query strings in it.
+    """
     return uvicorn.Config(
         app,
         http=DeadlineProtocol,
@@ -128,23 +127,13 @@ def server_config(app: ServedApp, *, access_log: bool) -> uvicorn.Config:
         loop="asyncio",
         lifespan="on",
         log_config=None,
-        access_log=access_log,
+        access_log=False,
         proxy_headers=False,
         server_header=False,
         timeout_keep_alive=IDLE_S,
         timeout_graceful_shutdown=GOODBYE_S,
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
     )
-
-
-def _log_to_stderr() -> None:
-    # Not logging.config: that would take every other handler of the process out of service.
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    for name, level in _LOGGED.items():
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(level)
 
 
 class StoppingServer(uvicorn.Server):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
@@ -10,6 +11,7 @@ from pydantic import BeforeValidator, Field
 from localrun.server.fields import refuse
 
 MAX_TOOLS = 512
+_MOST_LISTED = 20
 # A name is written between a family's marks, quotes and tags.
 NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
 
@@ -54,3 +56,9 @@ def function_tool(name: str, description: str, parameters: dict[str, Any]) -> di
         "type": "function",
         "function": {"name": name, "description": description, "parameters": parameters},
     }
+
+
+def listed(kinds: Iterable[str]) -> str:
+    """For the log: a client chose these words, and could write lines of its own with them."""
+    shown = sorted(ascii(kind) if ascii(kind)[1:-1] != kind else kind for kind in kinds)
+    return ", ".join(kind[:80] for kind in shown[:_MOST_LISTED])

@@ -20,8 +20,8 @@ from localrun.engine.local import LocalEngineClient
 from localrun.engine.queue import MAX_WAITING_OF_ONE
 from localrun.engine.request import GenerationRequest, TokenEvent
 from localrun.server.app import create_app
-from localrun.server.models import ModelCard
 from localrun.server.guards import MAX_REQUESTS
+from localrun.server.models import ModelCard
 from localrun.server.provider import LoadingProvider
 from tests.engine_child import plan
 from tests.loads import unlimited

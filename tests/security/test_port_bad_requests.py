@@ -60,18 +60,28 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str | None, tuple[str, ...]]] = {
     "a grammar without its rule": (
         {"grammar": "root ::= missing"},
         "invalid_request",
-        None,
+        "grammar",
         ("gbnf", "missing"),
     ),
-    "a grammar of itself": ({"grammar": "root ::= root"}, "invalid_request", None, ("gbnf",)),
-    "a pattern that is none": ({"guided_regex": "("}, "invalid_request", None, ("regex",)),
+    "a grammar of itself": ({"grammar": "root ::= root"}, "invalid_request", "grammar", ("gbnf",)),
+    "a pattern that is none": (
+        {"guided_regex": "("},
+        "invalid_request",
+        "guided_regex",
+        ("regex",),
+    ),
     "a pattern of brackets": (
         {"guided_regex": "(" * 60_000},
         "invalid_request",
-        None,
+        "guided_regex",
         ("regex",),
     ),
-    "a schema of no type": ({"response_format": SCHEMA}, "invalid_request", None, ("schema",)),
+    "a schema of no type": (
+        {"response_format": SCHEMA},
+        "invalid_request",
+        "response_format",
+        ("schema",),
+    ),
 }
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
 from localrun.chat.local import LocalChatModel
-from localrun.chat.messages import Message, ReplyEvent, ReplyOptions, RequestContext
+from localrun.chat.messages import Message, Prompt, ReplyEvent, ReplyOptions, RequestContext
 from localrun.chat.templates import Renderer
 from localrun.engine.client import EngineInfo
 from localrun.engine.request import (
+    EmbeddingRequest,
     FinishReason,
     GenerationRequest,
     Grammar,
@@ -309,3 +310,47 @@ async def test_closing_closes_engine_and_renderer(renderer: Renderer) -> None:
     assert (model.name, model.backend, model.n_ctx) == ("smollm2", "mock", 64)
     with pytest.raises(TemplateError):
         renderer.render(None, HELLO, bos="", eos="")
+
+
+@dataclass
+class EmbeddingClient(ScriptedClient):
+    """An encoder whose tokens are characters; ``embedded`` are the texts it was asked for."""
+
+    embedded: list[tuple[int, ...]] = field(default_factory=list)
+
+    @property
+    def info(self) -> EngineInfo:
+        return replace(super().info, generates=False, longest_token=1, add_bos=False)
+
+    async def embed(self, request: EmbeddingRequest) -> list[list[float]]:
+        self.embedded += request.texts
+        return [[1.0] for _ in request.texts]
+
+
+async def test_a_text_that_is_too_long_to_embed_is_cut_where_that_is_asked_for(
+    renderer: Renderer,
+) -> None:
+    client = EmbeddingClient([])
+    model = LocalChatModel(client, renderer)
+    texts = [Prompt.of("short"), Prompt.of("x" * 100_000)]
+
+    embedded = await model.embed(texts, truncate=True)
+    with pytest.raises(ContextLengthError):
+        await model.embed(texts)
+
+    assert [len(text) for text in client.embedded] == [5, 64]
+    assert embedded.tokens == 69
+    assert max(len(text) for text, _, _ in client.tokenized) == 64
+
+
+async def test_more_ids_than_the_context_holds_are_refused_before_the_engine_is_asked(
+    renderer: Renderer,
+) -> None:
+    client = EmbeddingClient([])
+    model = LocalChatModel(client, renderer)
+
+    with pytest.raises(ContextLengthError, match="65"):
+        await model.embed([Prompt((7,) * 65)])
+    await model.embed([Prompt((7,) * 64)])
+
+    assert [len(text) for text in client.embedded] == [64]

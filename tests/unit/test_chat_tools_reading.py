@@ -13,6 +13,7 @@ from localrun.chat.tools.declared import declared
 from localrun.chat.tools.families import FAMILIES, family_of, takes_tools
 from localrun.chat.tools.pieces import Piece
 from localrun.chat.tools.reading import closing_mark, reader_for
+from localrun.chat.tools.typed import json_of
 from tests.transcripts import objects, others
 from tests.transcripts.form import TOOLS, function
 from tests.transcripts.templates import TEMPLATES
@@ -264,3 +265,25 @@ def test_a_schema_says_what_an_argument_may_be(schema: object, expected: set[str
     }
 
     assert declared([tool]).types("f", "a") == expected
+
+
+WHOLE = {
+    "a number of 400 digits": ("9" * 400, frozenset({"integer"}), "9" * 400),
+    "of 400 digits, where it may be a string": (
+        "9" * 400,
+        frozenset({"integer", "string"}),
+        "9" * 400,
+    ),
+    "more digits than Python reads": ("9" * 5000, frozenset({"integer"}), f'"{"9" * 5000}"'),
+    "beyond doubles": ("1e999", frozenset({"integer", "string"}), '"1e999"'),
+    "a whole float": ("2.0", frozenset({"integer", "string"}), "2.0"),
+    "a half": ("2.5", frozenset({"integer", "string"}), '"2.5"'),
+    "Python's true": ("True", frozenset({"boolean"}), "true"),
+}
+
+
+@pytest.mark.parametrize(("text", "types", "expected"), WHOLE.values(), ids=WHOLE)
+def test_an_argument_without_quotes_is_what_its_schema_allows(
+    text: str, types: frozenset[str], expected: str
+) -> None:
+    assert json_of(text, types) == expected

@@ -14,7 +14,8 @@ import pytest
 from localrun import errors
 
 ROOT = Path(__file__).parents[2]
-ROOMS = {"localrun": ROOT / "localrun", "backends": ROOT / "backends", "tui": ROOT / "tui"}
+OUTER = ("backends", "quantize", "tui")
+ROOMS = {"localrun": ROOT / "localrun", **{folder: ROOT / folder for folder in OUTER}}
 ORDER = [
     "errors",
     "config",
@@ -80,7 +81,7 @@ def test_a_module_imports_only_from_the_rooms_to_its_left(module: str) -> None:
         there = room_of(imported)
         if there is None or there == here or there == "__version__":
             continue
-        assert there not in {"backends", "tui", "quantize"} or here == "cli", (
+        assert there not in OUTER or here == "cli", (
             f"{module} imports {imported}: only cli composes"
         )
         if here in ORDER and there in ORDER:
@@ -181,7 +182,7 @@ def test_only_the_configuration_reads_the_environment() -> None:
     assert readers == {"localrun.config"}
 
 
-@pytest.mark.parametrize("folder", ["backends", "tui"])
+@pytest.mark.parametrize("folder", OUTER)
 def test_an_outer_folder_refuses_its_bare_name(folder: str) -> None:
     outcome = subprocess.run(
         [sys.executable, "-c", f"import {folder}"],

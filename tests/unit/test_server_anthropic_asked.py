@@ -316,6 +316,19 @@ async def test_tools_of_servers_are_left_out_with_one_warning(
     ]
 
 
+async def test_a_type_that_would_write_a_line_of_the_log_does_not(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tools = [{"type": "x\nroot logged in"}, *({"type": f"t{at}" * 100} for at in range(100))]
+    with caplog.at_level(logging.WARNING):
+        async with client_of(create_app(FakeModels(fake=FakeChat()))) as client:
+            await client.post(MESSAGES, json=question(tools=tools))
+
+    (warning,) = [record.message for record in caplog.records if "left out" in record.message]
+    assert "\n" not in warning
+    assert len(warning) < 2000
+
+
 def test_options_are_as_asked_and_else_the_engines_own() -> None:
     options = asked(
         temperature=1.0,

@@ -122,6 +122,24 @@ BEARER, OTHER, HEADER = (
 )
 
 
+THINKING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "nothing": ({}, {}),
+    "an effort": ({"reasoning_effort": "low"}, {"reasoning_effort": "low"}),
+    "no effort": ({"reasoning_effort": "none"}, {"enable_thinking": False, "thinking": False}),
+    "the template's own words before ours": (
+        {"reasoning_effort": "none", "chat_template_kwargs": {"thinking": True, "x": 1}},
+        {"enable_thinking": False, "thinking": True, "x": 1},
+    ),
+}
+
+
+@pytest.mark.parametrize(("fields", "expected"), THINKING.values(), ids=THINKING.keys())
+def test_an_effort_becomes_the_template_s_variables(
+    fields: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    assert asked(**fields).variables == expected
+
+
 def test_an_owner_is_the_same_for_one_key_however_it_was_sent_and_another_for_another() -> None:
     owners = [context_of(headers, "::1", None).owner for headers in (BEARER, HEADER, OTHER)]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -206,6 +206,25 @@ async def test_an_echo_stands_before_every_answer() -> None:
     choices = response.json()["choices"]
     assert [choice["text"] for choice in choices] == ["Say Hello", "hi Hello"]
     assert [chunk["choices"][0]["text"] for chunk in chunks] == ["Say", "Hel", "lo", ""]
+
+
+async def test_ids_of_an_echo_that_follow_each_other_are_asked_for_at_once() -> None:
+    chat = Counting()
+
+    response = await ask(chat, prompt=[104, 105] * 2000, echo=True)
+
+    assert response.json()["choices"][0]["text"] == "hi" * 2000 + "Hello"
+    assert chat.questions == 1
+
+
+class Counting(FakeChat):
+    """Counts how often it is asked what ids stand for."""
+
+    questions = 0
+
+    async def pieces(self, tokens: Sequence[int]) -> list[bytes]:
+        self.questions += 1
+        return await super().pieces(tokens)
 
 
 async def test_an_echo_of_a_refused_prompt_is_no_answer() -> None:

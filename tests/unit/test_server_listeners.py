@@ -26,7 +26,7 @@ async def test_every_listener_answers_to_its_own_port_and_to_no_others_name() ->
     app = create_app(FakeModels(fake=FakeChat()))
     listeners = [listen("127.0.0.1", 0, api_key=None) for _ in range(3)]
     ports = [listener.getsockname()[1] for listener in listeners]
-    serving = asyncio.create_task(serve(app, *listeners, access_log=False))
+    serving = asyncio.create_task(serve(app, *listeners, log=None))
 
     own = [await exchange(port, request(port, f"localhost:{port}")) for port in ports]
     other = await exchange(ports[1], request(ports[1], f"localhost:{ports[0]}"))

@@ -533,6 +533,18 @@ async def test_where_none_is_served_none_is_found() -> None:
 # ---- /props, /slots
 
 
+async def test_a_model_that_is_loaded_is_known_by_its_other_names_too() -> None:
+    class Named(FakeModels):
+        def facts(self, name: str) -> ModelFacts:
+            return super().facts("fake" if name == "other" else name)
+
+    document = (await get(Named(fake=FakeChat()), "/props?model=other")).json()
+
+    assert document["model_alias"] == "fake"
+    assert not document["is_sleeping"]
+    assert document["default_generation_settings"]["n_ctx"] == 100
+
+
 async def test_the_properties_of_a_loaded_model_are_those_it_runs_with() -> None:
     document = (await get(FakeModels(fake=FakeChat()), "/props")).json()
 

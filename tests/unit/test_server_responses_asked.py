@@ -107,7 +107,7 @@ async def test_no_effort_is_no_thinking() -> None:
     chat = FakeChat()
     await whole(chat, reasoning={"effort": "none"}, chat_template_kwargs={"a": 1})
 
-    assert chat.asked[0][1].variables == {"enable_thinking": False, "a": 1}
+    assert chat.asked[0][1].variables == {"enable_thinking": False, "thinking": False, "a": 1}
 
 
 WHO = {

@@ -18,7 +18,7 @@ from localrun.chat.tools import hermes, typed
 from localrun.chat.tools.declared import Tools
 from localrun.chat.tools.family import Asked, Family, Forced, Opening
 from localrun.chat.tools.json_text import NAME_MAX, escaped
-from localrun.chat.tools.lark import SEVERAL_MAX, literal
+from localrun.chat.tools.lark import literal, repeated
 from localrun.chat.tools.qwen_coder import argument_rules
 from localrun.chat.tools.tape import NotACall, Steps, Tape
 
@@ -73,8 +73,7 @@ def _forced(asked: Asked) -> Forced:
         options.append(" ".join([*parts, literal(hermes.CLOSING)]))
     start = " | ".join(options)
     if asked.several:
-        between = literal(f"\n{hermes.OPENING}")
-        start = f"({start}) ({between} ({start})){{0,{SEVERAL_MAX - 1}}}"
+        start = repeated(f"({start})", f"\n{hermes.OPENING}")
     return Forced(hermes.OPENING, start, tuple(rules))
 
 

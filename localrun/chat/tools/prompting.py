@@ -12,6 +12,7 @@ import re
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import Any, Final
 
 from localrun.chat.messages import Message, ToolCall
@@ -100,11 +101,13 @@ def _joined(turns: Sequence[Message]) -> list[Message]:
     """Neighbours of the user's as one turn: results of several calls follow each other, and many
     templates want the roles in turns."""
     joined: list[Message] = []
-    for turn in turns:
-        if joined and turn.role == joined[-1].role == "user":
-            joined[-1] = replace(joined[-1], content=f"{joined[-1].content}\n{turn.content}")
+    for role, run in groupby(turns, lambda turn: turn.role):
+        if role == "user":
+            first, *others = run
+            words = "\n".join((first.content, *(turn.content for turn in others)))
+            joined.append(replace(first, content=words))
         else:
-            joined.append(turn)
+            joined += run
     return joined
 
 

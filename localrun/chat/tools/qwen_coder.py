@@ -28,7 +28,7 @@ from typing import Final
 from localrun.chat.tools import hermes
 from localrun.chat.tools.declared import Tool, Tools
 from localrun.chat.tools.family import Asked, Body, Family, Forced, Opening
-from localrun.chat.tools.lark import SEVERAL_MAX, argument_schema, json_rule, literal
+from localrun.chat.tools.lark import argument_schema, json_rule, literal, repeated
 from localrun.chat.tools.tagged import Tags, alone, block
 from localrun.chat.tools.tape import Steps, Tape
 
@@ -77,8 +77,7 @@ def _minimax(tools: Tools) -> tuple[Opening, ...]:
 def _forced_qwen(asked: Asked) -> Forced:
     start, rules = _functions(asked.tools, "{}>\n", "<parameter={}>\n", "</parameter>\n")
     if asked.several:
-        between = literal("\n</tool_call>\n<tool_call>\n<function=")
-        start = f"({start}) ({between} ({start})){{0,{SEVERAL_MAX - 1}}}"
+        start = repeated(f"({start})", "\n</tool_call>\n<tool_call>\n<function=")
     return Forced("<tool_call>\n<function=", start, rules)
 
 
@@ -87,8 +86,7 @@ def _forced_minimax(asked: Asked) -> Forced:
         asked.tools, '{}">\n', '<parameter name="{}">', "</parameter>\n", "</invoke>"
     )
     if asked.several:
-        between = literal('\n<invoke name="')
-        start = f"({start}) ({between} ({start})){{0,{SEVERAL_MAX - 1}}}"
+        start = repeated(f"({start})", '\n<invoke name="')
     return Forced(f'{_MINIMAX_BLOCK}\n<invoke name="', start, rules)
 
 

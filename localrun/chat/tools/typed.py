@@ -92,7 +92,8 @@ def _fits(found: object, types: frozenset[str]) -> bool:
     if isinstance(found, bool):
         return "boolean" in types
     if isinstance(found, int | float):
-        return "number" in types or ("integer" in types and float(found).is_integer())
+        whole = isinstance(found, int) or found.is_integer()
+        return "number" in types or ("integer" in types and whole)
     if found is None:
         return "null" in types
     return isinstance(found, list | dict) and _CONTAINERS[type(found)] in types

@@ -10,13 +10,12 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from pydantic_core import from_json
-
 from localrun.chat.messages import ReplyEvent
 from localrun.engine.request import FinishReason, Timings
 from localrun.errors import EngineError
 from localrun.server.answers import finish_of
 from localrun.server.anthropic.call_ids import told_id
+from localrun.server.calls import arguments_of
 
 # Claude Code drops thoughts that nobody signed; what is signed is not looked at here.
 SIGNATURE: Final = "bG9jYWxydW4="
@@ -92,18 +91,10 @@ class _Block:
         if self.kind == "thinking":
             return {"type": "thinking", "thinking": text, "signature": SIGNATURE}
         if self.kind == "tool_use":
-            return {"type": "tool_use", **self.head, "input": _object(text)}
+            # One that ``max_tokens`` cut is told as far as it came.
+            return {"type": "tool_use", **self.head, "input": arguments_of(text, cut=True) or {}}
         # Line breaks between a thought and a call are no text that anyone wrote.
         return {"type": "text", "text": text} if text.strip() else None
-
-
-def _object(arguments: str) -> dict[str, Any]:
-    """A call's arguments; of one that ``max_tokens`` cut, those that there are."""
-    try:
-        value = from_json(arguments or "{}", allow_partial=True)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 async def message(answer: Answer, events: AsyncIterator[ReplyEvent]) -> dict[str, Any]:

@@ -40,7 +40,8 @@ from localrun.server.anthropic.messages_request import (
     Tool,
 )
 from localrun.server.sampling import sampling_of
-from localrun.server.tools import function_tool
+from localrun.server.thinking import thinking_variables
+from localrun.server.tools import function_tool, listed
 
 _LOG: Final = logging.getLogger(__name__)
 # Between blocks; an assistant's are pieces of one text.
@@ -175,9 +176,9 @@ def _own(tools: Sequence[Tool]) -> list[Tool]:
 
 def warn_of_tools(request: Conversation) -> None:
     """Say which tools the model is not told of."""
-    left = sorted({tool.type or "" for tool in request.tools or () if not tool.custom})
+    left = {tool.type or "" for tool in request.tools or () if not tool.custom}
     if left:
-        _LOG.warning("/v1/messages: tools of Anthropic's servers left out: %s", ", ".join(left))
+        _LOG.warning("/v1/messages: tools of Anthropic's servers left out: %s", listed(left))
 
 
 def _continues(request: Conversation) -> bool:
@@ -218,19 +219,15 @@ def _choice(request: Conversation) -> ToolChoice:
 
 
 def _variables(request: Conversation, continues: bool) -> dict[str, Any]:
-    """Templates know thinking by either name, its length by a third.
-
-    Without a word about it a model does as it does; what the client began is no thought.
-    """
-    variables: dict[str, Any] = {}
-    thinking = request.thinking
-    if thinking is not None or continues:
-        thinks = thinking is not None and thinking.type != "disabled"
-        variables |= {"enable_thinking": thinks, "thinking": thinks}
+    """Without a word about it a model does as it does; what the client began is no thought."""
+    thinking, config = request.thinking, request.output_config
+    thinks = None if thinking is None else thinking.type != "disabled"
+    variables = thinking_variables(
+        thinks=False if thinks is None and continues else thinks,
+        effort=None if config is None else config.effort,
+    )
     if thinking is not None and thinking.budget_tokens is not None:
         variables["thinking_budget"] = thinking.budget_tokens
-    if request.output_config is not None and request.output_config.effort is not None:
-        variables["reasoning_effort"] = request.output_config.effort
     return variables
 
 

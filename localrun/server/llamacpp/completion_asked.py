@@ -101,9 +101,11 @@ def completion_of(request: CompletionRequest, told: Told) -> Ask:
 
     async def events(model: ServedModel) -> AsyncGenerator[ReplyEvent]:
         told.n_ctx = model.n_ctx
-        told.prompts = [await text_of(prompt, model) for prompt in request.prompt]
         async with aclosing(model.completions(request.prompt, told.options, told.n)) as stream:
             async for event in stream:
+                if not told.prompts:
+                    # Not of prompts that are refused: they may be of any length.
+                    told.prompts = [await text_of(prompt, model) for prompt in request.prompt]
                 yield _silenced(event) if told.warming else event
 
     return lambda model: naming(events(model), "prompt")

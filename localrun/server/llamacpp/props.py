@@ -25,7 +25,8 @@ def add_routes(app: FastAPI, answering: Answering) -> None:
     async def props(model: str = Query(default="", max_length=4096)) -> dict[str, Any]:
         name = await shown(models, model)
         facts = await asyncio.to_thread(models.facts, name)
-        loaded = _loaded(models, name)
+        # By its own name: a model may have others.
+        loaded = _loaded(models, facts.id)
         if loaded is None:
             return _props(facts, None, "", "")
         # It is loaded, and no other task runs before it is leased: nothing is loaded for this.

@@ -6,7 +6,6 @@ Calls are told whole, when the answer is. https://docs.ollama.com/api/chat
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from localrun.chat.messages import ReplyEvent, ServedModel
 from localrun.engine.request import FinishReason, Timings, TokenLogprob
 from localrun.errors import EngineError, LocalrunError
 from localrun.server.answers import finish_of
-from localrun.server.calls import GatheredCalls
+from localrun.server.calls import GatheredCalls, arguments_of
 from localrun.server.errors import STOPPING, ollama_shape, refusal_of
 from localrun.server.sent import TextSlot, json_line
 
@@ -150,11 +149,7 @@ def called(calls: GatheredCalls) -> list[dict[str, Any]]:
     """The calls that are whole; an answer cut by its length may end within one."""
     told: list[dict[str, Any]] = []
     for index, (id_, name, text) in enumerate(calls):
-        try:
-            arguments = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(arguments, dict):
+        if (arguments := arguments_of(text)) is not None:
             function = {"index": index, "name": name, "arguments": arguments}
             told.append({"id": id_, "function": function})
     return told

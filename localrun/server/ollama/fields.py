@@ -15,6 +15,7 @@ from localrun.engine import limits
 from localrun.server.fields import MAX_TOKENS, Body, StopText, list_of, refuse
 from localrun.server.ollama.names import plain
 from localrun.server.sampling import SamplingFields
+from localrun.server.thinking import thinking_variables
 
 Effort = Literal["low", "medium", "high", "max"]
 FOREVER_S: Final = -1.0
@@ -174,9 +175,8 @@ class GeneratingBody(ModelBody):
 
     @property
     def variables(self) -> Mapping[str, Any]:
-        """What ``think`` says to a template, by the names that templates have for it."""
-        if self.think is None:
-            return {}
-        thinks = self.think is not False
-        effort = {"reasoning_effort": self.think} if isinstance(self.think, str) else {}
-        return {"enable_thinking": thinks, "thinking": thinks, **effort}
+        """What ``think`` says to a template."""
+        return thinking_variables(
+            thinks=None if self.think is None else self.think is not False,
+            effort=self.think if isinstance(self.think, str) else None,
+        )

@@ -15,6 +15,7 @@ from localrun.chat.messages import (
 from localrun.server.openai.chat_request import ChatMessage, ChatRequest, NamedTool
 from localrun.server.openai.forms import grammar_of
 from localrun.server.sampling import sampling_of
+from localrun.server.thinking import thinking_variables
 
 
 def messages_of(request: ChatRequest) -> list[Message]:
@@ -65,10 +66,8 @@ def _choice(request: ChatRequest) -> ToolChoice:
 
 
 def _variables(request: ChatRequest) -> dict[str, Any]:
-    given = dict(request.chat_template_kwargs or {})
-    if request.reasoning_effort is not None:
-        given.setdefault("reasoning_effort", request.reasoning_effort)
-    return given
+    variables = thinking_variables(effort=request.reasoning_effort)
+    return variables | (request.chat_template_kwargs or {})
 
 
 def form_of(request: ChatRequest) -> str | None:

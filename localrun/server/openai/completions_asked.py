@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from itertools import groupby
 
 from localrun.chat.messages import (
     Gap,
@@ -74,8 +75,12 @@ async def text_of(prompt: Prompt, model: ServedModel) -> str:
         RequestError: an id is no token of the model's.
     """
     told: list[bytes] = []
-    for part in prompt.parts:
-        told += [part.encode()] if isinstance(part, str) else await model.pieces([part])
+    # Ids in a row are asked for at once: each question goes to the engine's process and back.
+    for kind, parts in groupby(prompt.parts, type):
+        if kind is str:
+            told += [part.encode() for part in parts if isinstance(part, str)]
+        else:
+            told += await model.pieces([part for part in parts if isinstance(part, int)])
     return b"".join(told).decode("utf-8", "replace")
 
 

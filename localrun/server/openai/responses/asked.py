@@ -6,8 +6,8 @@ import base64
 import binascii
 import json
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from localrun.chat.messages import (
@@ -37,13 +37,14 @@ from localrun.server.openai.responses.items import (
 from localrun.server.openai.responses.request import Named, ResponsesRequest
 from localrun.server.openai.responses.tools import Toolbox, toolbox
 from localrun.server.sampling import sampling_of
+from localrun.server.thinking import thinking_variables
+from localrun.server.tools import listed
 
 logger = logging.getLogger("localrun.server")
 
 # Before the text of a thought that went through a client as one it cannot read.
 _SEAL: Final = "localrun."
 _ANY_OBJECT: Final = {"type": "object"}
-_MOST_LISTED: Final = 20
 
 
 def toolbox_of(request: ResponsesRequest) -> Toolbox:
@@ -57,7 +58,7 @@ def toolbox_of(request: ResponsesRequest) -> Toolbox:
             tools += item.tools
     box = toolbox(tools)
     if box.left_out:
-        logger.warning("tools that nobody here runs are left out: %s", _listed(box.left_out))
+        logger.warning("tools that nobody here runs are left out: %s", listed(box.left_out))
     return box
 
 
@@ -73,23 +74,39 @@ def messages_of(request: ResponsesRequest, tools: Toolbox) -> list[Message]:
     for item in request.input:
         turns.take(item)
     if turns.skipped:
-        logger.warning("items that mean nothing here are left out: %s", _listed(turns.skipped))
-    if not turns.messages:
+        logger.warning("items that mean nothing here are left out: %s", listed(turns.skipped))
+    if not turns.made:
         raise RequestError("input is empty: there is nothing to answer", field="input")
-    return turns.messages
+    return [turn.message() for turn in turns.made]
 
 
-def _listed(kinds: Iterable[str]) -> str:
-    """For the log: a client chose these words, and could write lines of its own with them."""
-    shown = sorted(ascii(kind) if ascii(kind)[1:-1] != kind else kind for kind in kinds)
-    return ", ".join(kind[:80] for kind in shown[:_MOST_LISTED])
+@dataclass(slots=True)
+class _Turn:
+    """A message in the making, joined once: it may be made of thousands of items."""
+
+    role: Role
+    texts: list[str] = field(default_factory=list)
+    calls: list[ToolCall] = field(default_factory=list)
+    thought: str | None = None
+    answers: str | None = None
+    name: str | None = None
+
+    def message(self) -> Message:
+        return Message(
+            self.role,
+            "\n\n".join(filter(None, self.texts)),
+            reasoning=self.thought,
+            tool_calls=tuple(self.calls),
+            tool_call_id=self.answers,
+            name=self.name,
+        )
 
 
 class _Turns:
     """Messages in the making: what an assistant thought, said and called in a row is one."""
 
     def __init__(self, tools: Toolbox) -> None:
-        self.messages: list[Message] = []
+        self.made: list[_Turn] = []
         self.skipped: set[str] = set()
         self._tools = tools
         self._called: dict[str, str] = {}
@@ -98,7 +115,7 @@ class _Turns:
     def take(self, item: Item) -> None:
         match item:
             case MessageItem(role="assistant"):
-                self._answered(item.content)
+                self._assistant().texts.append(item.content)
             case MessageItem(role="user"):
                 self.said("user", item.content)
             case MessageItem():
@@ -122,36 +139,27 @@ class _Turns:
     def said(self, role: Role, content: str) -> None:
         # A thought that nothing followed is of an answer that was broken off.
         self._thought = None
-        if role == "system" and [message.role for message in self.messages] == ["system"]:
+        if role == "system" and len(self.made) == 1 and self.made[0].role == "system":
             # Templates take one at the start, and this API begins with several.
-            first = self.messages[0]
-            self.messages[0] = replace(first, content=f"{first.content}\n\n{content}")
+            self.made[0].texts.append(content)
             return
-        self.messages.append(Message(role, content))
+        self.made.append(_Turn(role, [content]))
 
     def _came(self, id_: str, output: str) -> None:
         self._thought = None
         name = self._called.get(id_)
-        self.messages.append(Message("tool", output, tool_call_id=id_ or None, name=name))
-
-    def _answered(self, content: str) -> None:
-        last = self._assistant()
-        said = f"{last.content}\n\n{content}" if last.content else content
-        self.messages[-1] = replace(last, content=said)
+        self.made.append(_Turn("tool", [output], answers=id_ or None, name=name))
 
     def _calls(self, call: ToolCall) -> None:
         self._called[call.id] = call.name
-        last = self._assistant()
-        self.messages[-1] = replace(last, tool_calls=(*last.tool_calls, call))
+        self._assistant().calls.append(call)
 
-    def _assistant(self) -> Message:
+    def _assistant(self) -> _Turn:
         """The turn that goes on, or a new one where a new thought has begun."""
         thought, self._thought = self._thought, None
-        last = self.messages[-1] if self.messages else None
-        if last is None or last.role != "assistant" or thought:
-            last = Message("assistant", "", reasoning=thought)
-            self.messages.append(last)
-        return last
+        if not self.made or self.made[-1].role != "assistant" or thought:
+            self.made.append(_Turn("assistant", thought=thought))
+        return self.made[-1]
 
 
 def _call(
@@ -224,13 +232,8 @@ def _logprobs(request: ResponsesRequest) -> int | None:
 
 
 def _variables(request: ResponsesRequest) -> dict[str, Any]:
-    given = dict(request.chat_template_kwargs or {})
     effort = None if request.reasoning is None else request.reasoning.effort
-    if effort == "none":
-        given.setdefault("enable_thinking", False)
-    elif effort is not None:
-        given.setdefault("reasoning_effort", effort)
-    return given
+    return thinking_variables(effort=effort) | (request.chat_template_kwargs or {})
 
 
 def _grammar(request: ResponsesRequest) -> Grammar | None:

@@ -6,9 +6,10 @@ within the quotes.
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Final, Literal
+
+from pydantic_core import from_json
 
 _OPENING: Final = re.compile(r'\s*\{\s*"input"\s*:\s*"')
 # Longer than any opening that a reader or a grammar writes.
@@ -45,8 +46,8 @@ class FreeformInput:
         if self._state in ("inside", "closed"):
             return ""
         try:
-            value = json.loads(rest or "{}")
-        except (ValueError, RecursionError):
+            value = from_json(rest or "{}")
+        except ValueError:
             return rest
         if value == {}:
             return ""

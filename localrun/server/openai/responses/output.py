@@ -5,7 +5,6 @@ https://platform.openai.com/docs/api-reference/responses/object#responses-object
 
 from __future__ import annotations
 
-import json
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from typing import Any, ClassVar, Final, Literal, NamedTuple
 
 from localrun.chat.messages import CallDelta, ReplyEvent
 from localrun.engine.request import TokenLogprob
+from localrun.server.calls import arguments_of
 from localrun.server.openai.chat_answer import logprobs
 from localrun.server.openai.responses.asked import sealed
 from localrun.server.openai.responses.freeform import FreeformInput
@@ -221,7 +221,8 @@ class ShellCall(Call):
         return ()
 
     def document(self, status: Status) -> dict[str, Any]:
-        asked = _object(self.text)
+        # One that was cut is told as incomplete.
+        asked = arguments_of(self.text) or {}
         command = asked.get("command")
         action: dict[str, Any] = {
             "type": "exec",
@@ -245,7 +246,8 @@ class SearchCall(Call):
 
     def document(self, status: Status) -> dict[str, Any]:
         head = {"id": self.id, "type": "tool_search_call", "status": status}
-        asked = {"call_id": self._call_id, "execution": "client", "arguments": _object(self.text)}
+        arguments = arguments_of(self.text) or {}
+        asked = {"call_id": self._call_id, "execution": "client", "arguments": arguments}
         return head | asked
 
 
@@ -255,15 +257,6 @@ _CALLS: Final[dict[str, type[Call]]] = {
     "local_shell": ShellCall,
     "tool_search": SearchCall,
 }
-
-
-def _object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text or "{}")
-    except (ValueError, RecursionError):
-        # Of a call that was cut: it is told as incomplete.
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def tokens(given: Sequence[TokenLogprob]) -> list[dict[str, Any]]:

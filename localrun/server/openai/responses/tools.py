@@ -148,6 +148,12 @@ class Toolbox:
 
     by_name: Mapping[str, Tool] = field(default_factory=dict)
     left_out: frozenset[str] = frozenset()
+    _known: Mapping[tuple[str | None, str], str] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # A conversation may hold thousands of calls.
+        known = {(tool.namespace, tool.name): name for name, tool in self.by_name.items()}
+        object.__setattr__(self, "_known", known)
 
     def functions(self, among: frozenset[str] | None = None) -> tuple[Mapping[str, Any], ...]:
         """The declarations of all tools, or of those ``among`` the names."""
@@ -157,11 +163,8 @@ class Toolbox:
 
     def known_as(self, namespace: str | None, name: str) -> str:
         """The name by which the model knows a tool, declared or not."""
-        wanted = _namespace(namespace), name
-        for known, tool in self.by_name.items():
-            if (tool.namespace, tool.name) == wanted:
-                return known
-        return visible_name(namespace, name)
+        known = self._known.get((_namespace(namespace), name))
+        return visible_name(namespace, name) if known is None else known
 
 
 def visible_name(namespace: str | None, name: str) -> str:
