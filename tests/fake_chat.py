@@ -70,8 +70,8 @@ def ending(reason: FinishReason = FinishReason.STOP) -> ReplyEvent:
 class FakeChat:
     """Says ``events``; raises ``error`` first, or waits for ever after them with ``endless``.
 
-    ``asked``, ``completed``, ``filled`` and ``embedded`` are what was wanted of it. Tokens are bytes;
-    a text's embedding is how often each of the letters a to d is in it.
+    ``asked``, ``completed``, ``filled`` and ``embedded`` are what was wanted of it. Tokens are
+    bytes; a text's embedding is how often each of the letters a to d is in it.
     """
 
     events: Sequence[ReplyEvent] = (ReplyEvent(text="Hel"), ReplyEvent(text="lo"), ending())

@@ -283,9 +283,7 @@ async def test_an_error_under_an_answer_keeps_what_was_said(
 
 
 BROKEN_STREAMS = {
-    "error event": ReplyEvent(
-        finish=FinishReason.ERROR, error=EngineError("the engine fell over")
-    ),
+    "error event": ReplyEvent(finish=FinishReason.ERROR, error=EngineError("the engine fell over")),
     "no last event": ReplyEvent(text=" more"),
 }
 
