@@ -94,7 +94,11 @@ class ContextLengthError(RequestError):
     def __init__(self, prompt_tokens: int, n_ctx: int, *, at_least: bool = False) -> None:
         """``at_least``: nobody counted further, as this is too many already."""
         count = f"at least {prompt_tokens}" if at_least else f"{prompt_tokens}"
-        super().__init__(f"the prompt has {count} tokens, the context holds {n_ctx}")
+        # The last words are llama.cpp's: clients know by them that a shorter prompt would do.
+        super().__init__(
+            f"the prompt has {count} tokens, the context holds {n_ctx}: "
+            "it exceeds the available context size"
+        )
         self.prompt_tokens = prompt_tokens
         self.n_ctx = n_ctx
 

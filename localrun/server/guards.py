@@ -116,7 +116,7 @@ class Guards:
         replay = _replay(bytes(body), receive)
         # Nobody holds a second copy of a long body while it is answered.
         del body
-        await self._app(scope, replay, send)
+        await self._app(_as_json(scope), replay, send)
 
     def _host_is_ours(self, scope: Scope) -> bool:
         """One Host, in origin form, that names this port as the user's own programs name it.
@@ -154,8 +154,7 @@ class Guards:
             )
         if scope["method"] in _READING:
             return None
-        kinds = _values(headers, b"content-type")
-        if len(kinds) != 1 or kinds[0].partition(b";")[0].strip().lower() != b"application/json":
+        if not _is_json(headers):
             return Refusal(415, "send the body as content-type: application/json", code="not_json")
         declared = _values(headers, b"content-length")
         if declared and int(declared[0]) > MAX_BODY_BYTES:
@@ -168,6 +167,25 @@ class Guards:
         # A list, not any(): every value is compared to its end.
         given = presented_keys(headers)
         return True in [hmac.compare_digest(value, self._key) for value in given]
+
+
+def _as_json(scope: Scope) -> Scope:
+    """The scope of a body whose kind nobody said, with its kind."""
+    headers: Headers = scope["headers"]
+    if _values(headers, b"content-type"):
+        return scope
+    # Whoever was told of the scope before still looks at the same record.
+    scope["headers"] = [*headers, (b"content-type", b"application/json")]
+    return scope
+
+
+def _is_json(headers: Headers) -> bool:
+    """Whether the body is said to be JSON, or nothing is said by what is no browser: a page's
+    request always has an Origin or the marks of ``fetch``, and litellm's has no type."""
+    kinds = _values(headers, b"content-type")
+    if not kinds:
+        return not any(name == b"origin" or name.startswith(b"sec-fetch-") for name, _ in headers)
+    return len(kinds) == 1 and kinds[0].partition(b";")[0].strip().lower() == b"application/json"
 
 
 def presented_keys(headers: Headers) -> list[bytes]:

@@ -266,7 +266,7 @@ async def test_no_origin_means_no_cors_headers() -> None:
 
 
 TYPES = [
-    None,
+    "",
     "text/plain",
     "application/x-www-form-urlencoded",
     "multipart/form-data; boundary=x",
@@ -278,15 +278,25 @@ TYPES = [
 
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "FOO"])
-async def test_what_changes_state_and_is_not_json_is_415(kind: str | None, method: str) -> None:
-    headers = {} if kind is None else {"content-type": kind}
+async def test_what_changes_state_and_is_not_json_is_415(kind: str, method: str) -> None:
     async with client_of(app()) as client:
         answer = await client.request(
-            method, CHAT, content=json.dumps(QUESTION).encode(), headers=headers
+            method, CHAT, content=json.dumps(QUESTION).encode(), headers={"content-type": kind}
         )
 
     assert answer.status_code == 415
     assert answer.json()["error"]["code"] == "not_json"
+
+
+async def test_a_body_of_no_kind_is_json_unless_a_browser_may_have_sent_it() -> None:
+    content = json.dumps(QUESTION).encode()
+    options = ServerOptions(origins=(FRIEND,))
+    async with client_of(app(options)) as client:
+        alone = await client.post(CHAT, content=content)
+        page = await client.post(CHAT, content=content, headers={"origin": FRIEND})
+        fetched = await client.post(CHAT, content=content, headers={"sec-fetch-site": "none"})
+
+    assert (alone.status_code, page.status_code, fetched.status_code) == (200, 415, 415)
 
 
 @pytest.mark.parametrize(
