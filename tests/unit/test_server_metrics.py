@@ -115,10 +115,11 @@ async def test_generations_under_way_are_told_apart_from_those_that_wait() -> No
     assert (at(after, "generations_running"), at(after, "generations_waiting")) == (0, 0)
 
 
+FORM = {"authorization": "Bearer k", "content-type": "text/plain"}
 REFUSED: dict[str, tuple[str, str, dict[str, Any], int, str]] = {
     "no key": ("GET", "/v1/models", {"headers": {}}, 401, "/v1/models"),
     "a strange origin": ("GET", "/health", {"headers": {"origin": "null"}}, 403, "/health"),
-    "no json": ("POST", CHAT, {"content": "x"}, 415, CHAT),
+    "no json": ("POST", CHAT, {"content": "x", "headers": FORM}, 415, CHAT),
     "no route": ("GET", "/etc/passwd", {}, 404, "other"),
     "no model": ("GET", "/v1/models/a/b?c=d", {}, 404, "/v1/models/{name}"),
     "a wrong field": ("POST", CHAT, {"json": {}}, 400, CHAT),
