@@ -6,7 +6,7 @@ A number that is not finite is refused with its place: kernels would carry it in
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,19 +37,22 @@ def blocks(
     for start in range(0, target.rows, step):
         count = min(step, target.rows - start)
         raw = source.read(tensor.offset + start * row, count * row)
-        rows = _floats(raw, tensor.type.name).reshape(count, columns)
-        _check(rows, tensor, start, tensor.type.name)
+        numbers = _floats(raw, tensor.type.name).reshape(count, columns)
+        _check(numbers, tensor, start, tensor.type.name)
+        with np.errstate(over="ignore"):
+            rows = numbers.astype(np.float32)
+        if numbers.itemsize > rows.itemsize:
+            _check(rows, tensor, start, "F32")
         yield _encoded(rows, tensor, target, start)
         advance(count * row)
 
 
-def _floats(raw: bytes, kind: str) -> NDArray[np.float32]:
+def _floats(raw: bytes, kind: str) -> NDArray[np.floating[Any]]:
     if kind == "BF16":
         halves = np.frombuffer(raw, "<u2").astype(np.uint32)
         widened: NDArray[np.float32] = (halves << np.uint32(16)).view(np.float32)
         return widened
-    with np.errstate(over="ignore"):  # beyond 32 bits: found as an infinity
-        return np.frombuffer(raw, _PLAIN[kind]).astype(np.float32)
+    return np.frombuffer(raw, _PLAIN[kind])
 
 
 def _encoded(
@@ -85,19 +88,19 @@ def _rounded(rows: NDArray[np.float32]) -> NDArray[np.uint8]:
     return rounded
 
 
-def _check(
-    rows: NDArray[np.float32] | NDArray[np.float16], tensor: TensorInfo, start: int, kind: str
-) -> None:
+def _check(rows: NDArray[np.floating[Any]], tensor: TensorInfo, start: int, kind: str) -> None:
     finite = np.isfinite(rows)
     if finite.all():
         return
     row, column = map(int, np.argwhere(~finite)[0])
     number = rows[row, column]
     index = (start + row) * rows.shape[1] + column
-    what = f"is {number}" if kind == tensor.type.name else f"is too large for {kind}"
+    read = kind == tensor.type.name
     raise SourceError(
-        f"{tensor.name}: element {index} (row {start + row}, column {column}) {what}",
+        f"{tensor.name}: element {index} (row {start + row}, column {column}) "
+        + (f"is {number}" if read else f"is too large for {kind}"),
+        # No type that is written holds more than F32.
         hint="get the checkpoint again; one that holds such numbers is damaged"
-        if kind == tensor.type.name
+        if read or kind == "F32"
         else "choose a wider --type, such as F32",
     )

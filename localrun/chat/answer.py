@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import replace
 
 from localrun.chat.messages import CallDelta, ReplyEvent
@@ -19,6 +20,7 @@ class Answer:
         self._prompt_tokens = prompt_tokens
         self._begun = begun
         self._logprobs: tuple[TokenLogprob, ...] = ()
+        self._thinks = False
 
     def take(self, event: TokenEvent) -> list[ReplyEvent]:
         replies: list[ReplyEvent] = []
@@ -35,10 +37,34 @@ class Answer:
             told.append(last_event(event, self._prompt_tokens))
         self._logprobs += event.logprobs
         if told and self._logprobs:
-            # A reader holds text back: the tokens go with what comes next.
-            told[0] = replace(told[0], logprobs=self._logprobs)
-            self._logprobs = ()
+            self._give_logprobs(told)
+        for each in told:
+            if each.reasoning:
+                self._thinks = True
+            elif each.text or each.call is not None:
+                self._thinks = False
         return replies + told
+
+    def _give_logprobs(self, told: list[ReplyEvent]) -> None:
+        """A reader holds text back: the tokens go with what comes next. Where a thought has ended
+        only those of the words behind it do: the others are the thought's, or a mark's."""
+        given, self._logprobs = self._logprobs, ()
+        said = next((at for at, each in enumerate(told) if not each.reasoning), len(told))
+        if said < len(told) and (said or self._thinks):
+            at = _beginning(given, "".join(each.text for each in told[said:]).encode())
+            told[said] = replace(told[said], logprobs=given[at:])
+            given = given[:at] if said else ()
+        if given:
+            told[0] = replace(told[0], logprobs=given)
+
+
+def _beginning(tokens: Sequence[TokenLogprob], text: bytes) -> int:
+    """Where those of the tokens begin that the text is made of: it is the last they say."""
+    at, found = len(tokens), b""
+    while at and text not in found:
+        at -= 1
+        found = tokens[at].text + found
+    return at
 
 
 class PlainAnswer:

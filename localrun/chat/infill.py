@@ -57,7 +57,13 @@ async def gap_tokens(gap: Gap, info: EngineInfo, tokenize: Tokenize, *, room: in
 async def _others(
     snippets: Sequence[Snippet], fim: FillInMiddle, tokenize: Tokenize, most: int
 ) -> list[int]:
-    """The last snippets, as many as have ``most`` tokens with all that tells them apart."""
+    """The last snippets, as many as have ``most`` tokens with all that tells them apart.
+
+    The last matter most: llama.cpp fills its room from the end of the list too. The first that does
+    not fit ends the search, though a shorter one before it might: no list, however long, is then
+    counted further than there is room, and what is told stays one run of it, so that the next
+    request, with the same list and one snippet more, begins alike and finds that in the cache.
+    """
     opening: list[int] = []
     closing: list[int] = []
     if fim.file is not None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from functools import partial
+from typing import Any, Final, Protocol
 
+from localrun.chat import reasoning
 from localrun.chat.answer import Answer, PlainAnswer
 from localrun.chat.choices import merged
 from localrun.chat.infill import gap_tokens
@@ -22,12 +24,9 @@ from localrun.chat.messages import (
     RequestContext,
 )
 from localrun.chat.templates import CHATML_END, Renderer
-from localrun.chat.tools.reading import (
-    adapted,
-    closing_mark,
-    forced_call,
-    reader_for,
-)
+from localrun.chat.tools.forcing import forced_call
+from localrun.chat.tools.prompting import adapted
+from localrun.chat.tools.reading import closing_mark, reader_for
 from localrun.chat.turns import simplified
 from localrun.engine.client import EngineClient, EngineInfo
 from localrun.engine.request import (
@@ -42,6 +41,9 @@ from localrun.errors import ContextLengthError, ConversationRefusedError, Reques
 
 # An infilled text has at least so much room, whatever other files are told of.
 _INFILL_ROOM: Final = 512
+# An encoder's word of any length may be one token and white space none, so that no number of
+# characters is too many tokens for certain. So many are read, in less than a second.
+_ENCODER_CHARACTERS_MAX: Final = 1 << 17
 
 
 class _Taking(Protocol):
@@ -50,8 +52,8 @@ class _Taking(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Prompted:
-    """A conversation as it is asked: ``begun`` is what was added to its ``text`` for the model to
-    go on from and the reader has to see, ``grammar`` what the rest has to be."""
+    """A conversation as it is asked: ``tokens`` are those of ``text`` and ``begun``, which the
+    answer's reader has to see; ``grammar`` is what the rest has to be."""
 
     text: str
     tokens: list[int]
@@ -108,26 +110,18 @@ class LocalChatModel:
     ) -> AsyncGenerator[ReplyEvent]:
         """Stream ``n`` answers to one prompt; see ``ServedModel.replies``."""
         prompted = await self._prompted(messages, options)
-        tools = options.tools if options.grammar is None else ()
-        if options.tool_choice.mode == "none":
-            tools = ()
-        # What a grammar admits has no marks: a thought that the prompt began would never end.
-        template = self.info.chat_template if options.grammar is None else None
+        # All that a grammar holds is text, whatever it looks like.
+        held = options.grammar is not None
+        template, tools = (None, ()) if held else (self.info.chat_template, _offered(options))
+        reader = partial(reader_for, template, prompted.text, tools)
         asked = replace(
             self._asked(prompted.tokens, options),
-            marks=reader_for(template, prompted.text, tools).marks,
+            marks=reader().marks,
             grammar=prompted.grammar or options.grammar,
             stop=(*options.stop, *self._stops(options, bool(tools))),
         )
         streams = [
-            self._answer(
-                each,
-                Answer(
-                    reader_for(template, prompted.text, tools),
-                    len(prompted.tokens),
-                    begun=prompted.begun,
-                ),
-            )
+            self._answer(each, Answer(reader(), len(prompted.tokens), begun=prompted.begun))
             for each in choices(asked, n)
         ]
         async with aclosing(_as_choices(streams)) as events:
@@ -162,10 +156,7 @@ class LocalChatModel:
         context: RequestContext = NOBODY,
     ) -> Embedded:
         """One vector a text; see ``ServedModel.embed``."""
-        if truncate:
-            ids = [self._cut(await self._tokens(self._shortened(text))) for text in texts]
-        else:
-            ids = [await self._ids(text) for text in texts]
+        ids = [await self._embeddable(text, truncate=truncate) for text in texts]
         request = EmbeddingRequest(
             id=str(uuid.uuid4()),
             texts=tuple(tuple(each) for each in ids),
@@ -194,33 +185,41 @@ class LocalChatModel:
             self._renderer.close()
 
     async def _prompted(self, messages: Sequence[Message], options: ReplyOptions) -> _Prompted:
-        template, choice = self.info.chat_template, options.tool_choice
+        template = self.info.chat_template
         # A turn is a token at least.
-        self._check_length(sum(len(each.content.encode("utf-8", "replace")) for each in messages))
         if len(messages) >= self.n_ctx:
             raise ContextLengthError(len(messages), self.n_ctx, at_least=True)
+        self._check_length(sum(len(each.content.encode("utf-8", "replace")) for each in messages))
         turns, begun = list(messages), ""
         if options.continues and turns and turns[-1].role == "assistant":
             begun = turns.pop().content
-        declared = () if choice.mode == "none" else options.tools
-        turns, declared = adapted(template, turns, declared)
-        text = await self._rendered(turns, replace(options, tools=tuple(declared)))
-        opening, grammar = "", None
-        if choice.mode == "required" and options.tools and options.grammar is None:
-            forced = forced_call(
-                template,
-                text + begun,
-                options.tools,
-                name=choice.name,
-                parallel=choice.parallel,
-            )
-            opening, grammar = forced.opening, forced.grammar
-        # What the client wrote as the answer's beginning it has; a call's opening it has not.
-        text += begun
+        turns, told = adapted(template, turns, _offered(options))
+        text = await self._rendered(turns, replace(options, tools=told))
+        # Declarations and calls count too, and what the template says.
+        self._check_length(len(text.encode("utf-8", "replace")))
+        if begun or options.grammar is not None:
+            # Neither what the answer begins with nor what a grammar holds is part of a thought.
+            text += reasoning.answering(template, text, begun)
+        opening, grammar = self._forced(text, options)
         tokens = await self._client.tokenize(
             text + opening, add_special=self._lacks_bos(text), parse_special=True
         )
+        # What the client wrote as the answer's beginning it has; a call's opening it has not.
         return _Prompted(text, tokens, opening, grammar)
+
+    def _forced(self, text: str, options: ReplyOptions) -> tuple[str, Grammar | None]:
+        """What begins a call that has to come after ``text``, and what holds the rest of it."""
+        choice = options.tool_choice
+        if choice.mode != "required" or not options.tools or options.grammar is not None:
+            return "", None
+        forced = forced_call(
+            self.info.chat_template,
+            text,
+            options.tools,
+            name=choice.name,
+            parallel=choice.parallel,
+        )
+        return forced.opening, forced.grammar
 
     async def _rendered(self, turns: Sequence[Message], options: ReplyOptions) -> str:
         try:
@@ -245,9 +244,9 @@ class LocalChatModel:
 
     async def _ids(self, prompt: Prompt) -> list[int]:
         """The tokens of a prompt that may fit, with what the vocabulary puts before a text."""
-        given = sum(isinstance(part, int) for part in prompt.parts)
-        if given > self.n_ctx:
-            raise ContextLengthError(given, self.n_ctx, at_least=True)
+        # An id or a text of one character: none of the parts is less than a token.
+        if len(prompt.parts) > self.n_ctx:
+            raise ContextLengthError(len(prompt.parts), self.n_ctx, at_least=True)
         self._check_length(
             sum(
                 len(part.encode("utf-8", "replace"))
@@ -285,17 +284,33 @@ class LocalChatModel:
         if self.info.longest_token and least >= self.n_ctx:
             raise ContextLengthError(least, self.n_ctx, at_least=True)
 
-    def _shortened(self, prompt: Prompt) -> Prompt:
-        """Texts without what stands behind as many tokens as there may be: nobody reads it."""
-        most = self.n_ctx * self.info.longest_token or None
-        parts = (part[:most] if isinstance(part, str) else part for part in prompt.parts)
-        return replace(prompt, parts=tuple(parts))
+    async def _embeddable(self, text: Prompt, *, truncate: bool) -> list[int]:
+        """The tokens of a text to embed, as many as there may be.
 
-    def _cut(self, ids: list[int]) -> list[int]:
-        if len(ids) <= self.n_ctx:
-            return ids
-        # What ends every text, ends this one too.
-        return [*ids[: self.n_ctx - 1], ids[-1]] if not self.info.generates else ids[: self.n_ctx]
+        Raises:
+            ContextLengthError: it has more and is not to be cut.
+            RequestError: nobody reads so much text to count them.
+        """
+        longest = self.info.longest_text
+        # Behind what are too many tokens already, or more than is ever read, nobody looks.
+        most = longest * self.info.longest_token + 1 if self.info.longest_token else None
+        if not self.info.generates:
+            most = _ENCODER_CHARACTERS_MAX
+        parts = tuple(part[:most] if isinstance(part, str) else part for part in text.parts)
+        whole = parts == text.parts
+        ids = await self._tokens(replace(text, parts=parts))
+        if truncate:
+            return ids if len(ids) <= longest else await self._cut(ids, longest)
+        if len(ids) > longest:
+            raise ContextLengthError(len(ids), longest, at_least=not whole)
+        if not whole:
+            raise RequestError(f"a text to embed has at most {most} characters")
+        return ids
+
+    async def _cut(self, ids: list[int], longest: int) -> list[int]:
+        # What ends every text, as an encoder's [SEP] does, ends this one too.
+        ending = (await self._client.tokenize("", add_special=True))[-1:]
+        return [*ids[: longest - 1], *ending] if ids[-1:] == ending else ids[:longest]
 
     def _asked(self, tokens: Sequence[int], options: ReplyOptions) -> GenerationRequest:
         context = options.context
@@ -344,6 +359,11 @@ class LocalChatModel:
             async for event in stream:
                 for reply in answer.take(event):
                     yield reply
+
+
+def _offered(options: ReplyOptions) -> tuple[Mapping[str, Any], ...]:
+    """The tools that the answer may call."""
+    return () if options.tool_choice.mode == "none" else options.tools
 
 
 async def _as_choices(streams: Sequence[AsyncGenerator[ReplyEvent]]) -> AsyncGenerator[ReplyEvent]:

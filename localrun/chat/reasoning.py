@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from localrun.chat.tools import harmony
 from localrun.chat.tools.harmony import HarmonyReader, is_harmony
 from localrun.chat.tools.pieces import AnswerReader, Piece
 from localrun.chat.tools.tape import first_mark, held
@@ -61,6 +62,18 @@ def closing(template: str | None, prompt_tail: str) -> str:
     """What ends the reasoning that the prompt has begun; empty where it has begun none."""
     pair = _opened(template or "", prompt_tail)
     return f"\n{pair.closing}\n\n" if pair else ""
+
+
+def answering(template: str | None, prompt_tail: str, begun: str = "") -> str:
+    """What stands behind a prompt for the model to answer at once, going on from ``begun``.
+
+    ``begun`` that names a mark is left as it is: who wrote it tells thought and answer apart.
+    """
+    if any(mark in begun for mark in for_template(template, prompt_tail).marks):
+        return begun
+    if is_harmony(template):
+        return harmony.answering(prompt_tail) + begun
+    return closing(template, prompt_tail) + begun
 
 
 def _opened(source: str, prompt_tail: str) -> Pair | None:

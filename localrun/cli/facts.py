@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from localrun.chat.reasoning import thinks
-from localrun.chat.tools.reading import takes_tools
+from localrun.chat.tools.families import takes_tools
 from localrun.cli.lookup import Found, described
 from localrun.models.spec import ModelSpec
 from localrun.server.models import Capability, ModelFacts

@@ -183,6 +183,7 @@ def describe(plan: Plan, engine: Engine) -> EngineInfo:
         generates=engine.capabilities.generates,
         embeds=engine.capabilities.embeddings,
         pooling=engine.capabilities.pooling,
+        longest_text=engine.capabilities.longest_text,
     )
 
 

@@ -14,8 +14,10 @@ from localrun.engine.runner import FillInMiddle, Pooling, RunnerStats
 class EngineInfo:
     """What a loaded engine says of itself. ``bos`` and ``eos`` are the texts templates use.
 
-    ``longest_token`` is in bytes: a text has at least as many tokens as it is longer than that.
-    ``generates`` and ``embeds`` are what it can be asked for, ``pooling`` how embeddings are made.
+    ``longest_token`` is in bytes: a text has at least as many tokens as it is longer than that,
+    unless an encoder reads it, whose unknown words of any length are one.
+    ``generates`` and ``embeds`` are what it can be asked for, ``pooling`` how embeddings are made,
+    ``longest_text`` how many tokens a text may have for one.
     """
 
     ref: str
@@ -33,6 +35,7 @@ class EngineInfo:
     generates: bool = True
     embeds: bool = False
     pooling: Pooling | None = None
+    longest_text: int = 0
 
 
 class EngineClient(Protocol):

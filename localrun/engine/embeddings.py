@@ -40,9 +40,7 @@ class EmbeddingJob:
                 hint="choose an embedding model",
                 field="model",
             )
-        # A text is computed whole, in one forward.
-        longest = min(limits.n_ctx, limits.max_tokens)
-        check_embedding(request, longest=longest, vocabulary_size=vocabulary_size)
+        check_embedding(request, longest=limits.longest_text, vocabulary_size=vocabulary_size)
         self._request = request
         self._pooling: Pooling = request.pooling or limits.pooling or DEFAULT_POOLING
         self._max_tokens = limits.max_tokens

@@ -15,7 +15,7 @@ from localrun.engine.request import (
     SamplingParams,
 )
 from localrun.engine.runner import Pooling
-from localrun.errors import ContextLengthError, RequestError
+from localrun.errors import ContextLengthError, GrammarError, RequestError
 
 MAX_WAITING: Final = 64
 MAX_STOPS: Final = 64
@@ -64,16 +64,19 @@ def check_sampling(sampling: SamplingParams) -> None:
         value = getattr(sampling, field)
         if not _is_number(value) or not least <= value <= most:
             raise RequestError(
-                f"{field} {_shown(value)} is not a number from {least:g} to {most:g}"
+                f"{field} {_shown(value)} is not a number from {least:g} to {most:g}", field=field
             )
     for field, least_count in _COUNTS:
         _check_count(field, getattr(sampling, field), least_count)
     seed, logprobs = sampling.seed, sampling.logprobs
     if seed is not None and not (_is_count(seed, 0) and seed <= MAX_SEED):
-        raise RequestError(f"seed {_shown(seed)} is not a whole number from 0 to 2^64 - 1")
+        raise RequestError(
+            f"seed {_shown(seed)} is not a whole number from 0 to 2^64 - 1", field="seed"
+        )
     if logprobs is not None and not (_is_count(logprobs, 0) and logprobs <= MAX_LOGPROBS):
         raise RequestError(
-            f"logprobs {_shown(logprobs)} is not a whole number from 0 to {MAX_LOGPROBS}"
+            f"logprobs {_shown(logprobs)} is not a whole number from 0 to {MAX_LOGPROBS}",
+            field="logprobs",
         )
     _check_biases(sampling.logit_bias)
     _check_strings("dry_breakers", sampling.dry_breakers, MAX_BREAKERS)
@@ -81,7 +84,8 @@ def check_sampling(sampling: SamplingParams) -> None:
         if _size(breaker) > MAX_BREAKER_BYTES:
             raise RequestError(
                 f"dry_breakers: a string of {_size(breaker)} bytes, "
-                f"1 to {MAX_BREAKER_BYTES} are allowed"
+                f"1 to {MAX_BREAKER_BYTES} are allowed",
+                field="dry_breakers",
             )
 
 
@@ -94,7 +98,9 @@ def check(request: GenerationRequest, *, n_ctx: int, vocabulary_size: int) -> No
     """
     check_sampling(request.sampling)
     if any(token >= vocabulary_size for token, _ in request.sampling.logit_bias):
-        raise RequestError(f"logit_bias: token ids are 0 to {vocabulary_size - 1}")
+        raise RequestError(
+            f"logit_bias: token ids are 0 to {vocabulary_size - 1}", field="logit_bias"
+        )
     if request.max_tokens is not None:
         _check_count("max_tokens", request.max_tokens, 1)
     _check_count("min_indent", request.min_indent, 0)
@@ -102,18 +108,19 @@ def check(request: GenerationRequest, *, n_ctx: int, vocabulary_size: int) -> No
     for stop in request.stop:
         if len(stop) > MAX_STOP_CHARACTERS:
             raise RequestError(
-                f"stop: a string of {len(stop)} characters, 1 to {MAX_STOP_CHARACTERS} are allowed"
+                f"stop: a string of {len(stop)} characters, 1 to {MAX_STOP_CHARACTERS} are allowed",
+                field="stop",
             )
     if request.grammar is not None:
         _check_grammar(request.grammar)
     _check_name("owner", request.owner)
     _check_whose(request)
     if not request.prompt:
-        raise RequestError("prompt is empty: there is nothing to go on from")
+        raise RequestError("prompt is empty: there is nothing to go on from", field="prompt")
     if len(request.prompt) >= n_ctx:
         raise ContextLengthError(len(request.prompt), n_ctx)
     if min(request.prompt) < 0 or max(request.prompt) >= vocabulary_size:
-        raise RequestError(f"prompt: token ids are 0 to {vocabulary_size - 1}")
+        raise RequestError(f"prompt: token ids are 0 to {vocabulary_size - 1}", field="prompt")
 
 
 def check_embedding(request: EmbeddingRequest, *, longest: int, vocabulary_size: int) -> None:
@@ -126,68 +133,88 @@ def check_embedding(request: EmbeddingRequest, *, longest: int, vocabulary_size:
         ContextLengthError: a text is too long.
     """
     if not 1 <= len(request.texts) <= MAX_TEXTS:
-        raise RequestError(f"input: {len(request.texts)} texts, 1 to {MAX_TEXTS} are allowed")
+        raise RequestError(
+            f"input: {len(request.texts)} texts, 1 to {MAX_TEXTS} are allowed", field="input"
+        )
     if request.dimensions is not None:
         _check_count("dimensions", request.dimensions, 1)
     if request.pooling is not None and request.pooling not in get_args(Pooling):
-        raise RequestError(f"pooling {_shown(request.pooling)} is none of {_listed(Pooling)}")
+        raise RequestError(
+            f"pooling {_shown(request.pooling)} is none of {_listed(Pooling)}", field="pooling"
+        )
     _check_whose(request)
     for at, text in enumerate(request.texts):
         if not text:
-            raise RequestError(f"input: text {at} is empty")
+            raise RequestError(f"input: text {at} is empty", field="input")
         if len(text) > longest:
             raise ContextLengthError(len(text), longest)
         if min(text) < 0 or max(text) >= vocabulary_size:
-            raise RequestError(f"input: token ids of text {at} are not 0 to {vocabulary_size - 1}")
+            raise RequestError(
+                f"input: token ids of text {at} are not 0 to {vocabulary_size - 1}", field="input"
+            )
 
 
 def _check_biases(biases: Sequence[tuple[int, float]]) -> None:
     if len(biases) > MAX_BIASES:
-        raise RequestError(f"logit_bias: {len(biases)} entries, at most {MAX_BIASES} are allowed")
+        raise RequestError(
+            f"logit_bias: {len(biases)} entries, at most {MAX_BIASES} are allowed",
+            field="logit_bias",
+        )
     for token, bias in biases:
         if not _is_count(token, 0):
-            raise RequestError(f"logit_bias: {_shown(token)} is not a token id")
+            raise RequestError(f"logit_bias: {_shown(token)} is not a token id", field="logit_bias")
         if not _is_number(bias) or not -MAX_BIAS <= bias <= MAX_BIAS:
             raise RequestError(
                 f"logit_bias {_shown(bias)} of token {token} is not a number "
-                f"from -{MAX_BIAS:g}, which forbids it, to {MAX_BIAS:g}"
+                f"from -{MAX_BIAS:g}, which forbids it, to {MAX_BIAS:g}",
+                field="logit_bias",
             )
 
 
 def _check_strings(field: str, strings: Sequence[str], most: int) -> None:
     if len(strings) > most:
-        raise RequestError(f"{field}: {len(strings)} strings, at most {most} are allowed")
+        raise RequestError(
+            f"{field}: {len(strings)} strings, at most {most} are allowed", field=field
+        )
     for string in strings:
         if not isinstance(string, str):
-            raise RequestError(f"{field}: {_shown(string)} is not a string")
+            raise RequestError(f"{field}: {_shown(string)} is not a string", field=field)
         if not string:
-            raise RequestError(f"{field}: an empty string says nothing")
+            raise RequestError(f"{field}: an empty string says nothing", field=field)
 
 
 def _check_grammar(grammar: Grammar) -> None:
     if grammar.kind not in get_args(GrammarKind):
-        raise RequestError(f"grammar {_shown(grammar.kind)} is none of {_listed(GrammarKind)}")
+        raise RequestError(
+            f"grammar {_shown(grammar.kind)} is none of {_listed(GrammarKind)}", field="grammar"
+        )
     size = _size(grammar.source)
     if size > MAX_GRAMMAR_BYTES:
-        raise RequestError(f"grammar: {size} bytes, at most {MAX_GRAMMAR_BYTES} are allowed")
+        # Without a field: clients have several names for it, and who asked knows which it was.
+        raise GrammarError("grammar", f"{size} bytes, at most {MAX_GRAMMAR_BYTES} are allowed")
 
 
 def _check_whose(request: GenerationRequest | EmbeddingRequest) -> None:
     _check_name("client", request.client)
     if request.priority not in get_args(Priority):
-        raise RequestError(f"priority {_shown(request.priority)} is none of {_listed(Priority)}")
+        raise RequestError(
+            f"priority {_shown(request.priority)} is none of {_listed(Priority)}", field="priority"
+        )
 
 
 def _check_name(field: str, name: str) -> None:
     if len(name) > MAX_NAME_CHARACTERS:
         raise RequestError(
-            f"{field}: a name of {len(name)} characters, at most {MAX_NAME_CHARACTERS} are allowed"
+            f"{field}: a name of {len(name)} characters, at most {MAX_NAME_CHARACTERS} are allowed",
+            field=field,
         )
 
 
 def _check_count(field: str, value: object, least: int) -> None:
     if not _is_count(value, least):
-        raise RequestError(f"{field} {_shown(value)} is not a whole number of at least {least}")
+        raise RequestError(
+            f"{field} {_shown(value)} is not a whole number of at least {least}", field=field
+        )
 
 
 def _is_number(value: object) -> bool:

@@ -53,6 +53,11 @@ class Capabilities:
     pooling: Pooling | None = None
     images: bool = False
 
+    @property
+    def longest_text(self) -> int:
+        """Most tokens of a text for ``ModelRunner.embed``: each is computed whole, in one call."""
+        return min(self.n_ctx, self.max_tokens)
+
 
 @dataclass(frozen=True, slots=True)
 class BatchItem:

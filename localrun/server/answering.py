@@ -10,16 +10,23 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
+from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from localrun.chat.messages import Message, ReplyEvent, ReplyOptions, ServedModel
 from localrun.errors import GrammarError, LocalrunError
-from localrun.server.answers import ClientGone, EventStream, Reply, while_connected
+from localrun.server.answers import WAITING, ClientGone, EventStream, Reply, while_connected
 from localrun.server.models import ModelProvider
 from localrun.server.record import CLIENT_CLOSED_REQUEST, RequestRecord, record_of
+
+# A model may load, and a long prompt may wait: from then on clients get something of a stream. What
+# is refused at all is nearly always refused sooner.
+BEGIN_S: Final = 10.0
+# Of a longer list so many are made into JSON at a time: vectors of 4096 numbers take 4 ms.
+AT_A_TIME: Final = 16
 
 Result = TypeVar("Result")
 Ask = Callable[[ServedModel], AsyncGenerator[ReplyEvent]]
@@ -73,10 +80,12 @@ class Answering:
         *,
         goodbye: bytes,
         within_s: float | None = None,
+        waiting: bytes = b"",
         media_type: str = "text/event-stream",
     ) -> Response:
         """The answer as it comes. What is refused before the first event, or ``within_s``, has its
-        own status; ``goodbye`` is the last a client hears of a server that stops.
+        own status; ``goodbye`` is the last a client hears of a server that stops, ``waiting`` what
+        it hears in silence.
 
         Raises:
             LocalrunError: as ``whole``, before the stream has begun.
@@ -87,13 +96,29 @@ class Answering:
         except ClientGone:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
         return EventStream(
-            reply, chunks(reply), stopping=self.stopping, goodbye=goodbye, media_type=media_type
+            reply,
+            chunks(reply),
+            stopping=self.stopping,
+            goodbye=goodbye,
+            waiting=waiting,
+            media_type=media_type,
+        )
+
+    async def events(self, asked: Asked, chunks: Chunks, *, goodbye: bytes) -> Response:
+        """``streamed``, as server-sent events of a dialect that has none for waiting: it begins at
+        the latest after ``BEGIN_S``, and says in comments that it goes on.
+
+        Raises:
+            LocalrunError: as ``whole``, before the stream has begun.
+        """
+        return await self.streamed(
+            asked, chunks, goodbye=goodbye, within_s=BEGIN_S, waiting=WAITING
         )
 
     async def document(self, request: Request, work: Coroutine[Any, Any, Document]) -> Response:
         """A document that takes its time to make; not made further for a client that left."""
         try:
-            return JSONResponse(await while_connected(request.receive, self.stopping, work))
+            return await _rendered(await while_connected(request.receive, self.stopping, work))
         except ClientGone:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
 
@@ -137,6 +162,30 @@ class Answering:
                 # An engine knows a grammar, and not by which field it was asked.
                 error.field = error.field or asked.form
             raise
+
+
+async def _rendered(document: Document) -> Response:
+    if not isinstance(document, dict) or not any(map(_is_long, document.values())):
+        return JSONResponse(document)
+    # Thousands of vectors take long: others have their turns meanwhile.
+    parts: list[bytes] = []
+    for name, value in document.items():
+        parts += b"," if parts else b"{", to_json(name), b":"
+        if not _is_long(value):
+            parts.append(to_json(value))
+            continue
+        parts.append(b"[")
+        for at in range(0, len(value), AT_A_TIME):
+            some = to_json(value[at : at + AT_A_TIME])
+            parts += b"," if at else b"", some[1:-1]
+            await asyncio.sleep(0)
+        parts.append(b"]")
+    return Response(b"".join((*parts, b"}")), media_type="application/json")
+
+
+def _is_long(value: object) -> bool:
+    """Whether it is a list of many that may be long themselves."""
+    return isinstance(value, list) and len(value) > AT_A_TIME and isinstance(value[0], list | dict)
 
 
 async def _begun(reply: Reply, within_s: float | None) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Coroutine
 from contextlib import aclosing
-from typing import Any, Protocol, TypeVar
+from functools import partial
+from typing import Any, Final, Protocol, TypeVar
 
 from starlette.responses import Response
 
@@ -15,6 +16,13 @@ from localrun.errors import EngineError, ServerError
 from localrun.server.guards import Receive, Scope, Send
 from localrun.server.protocol import ChunkWriter
 from localrun.server.record import RequestRecord
+from localrun.server.ticks import Silence, ticking
+
+# Clients and proxies give up on a stream that is silent for a minute and more.
+QUIET_S: Final = 10.0
+# A comment of server-sent events, which no client takes for an answer's part.
+# https://html.spec.whatwg.org/multipage/server-sent-events.html#authoring-notes
+WAITING: Final = b": waiting\n\n"
 
 Result = TypeVar("Result")
 
@@ -107,6 +115,8 @@ class EventStream(Response):
 
     The reply is closed at its end, when the client leaves, and when the server stops (after
     ``goodbye``). The next event is asked for only when the connection has taken the last one.
+    ``waiting`` is sent whenever nothing else was for ``QUIET_S``: a model loads, a long prompt is
+    read; where it is empty, nothing is.
     """
 
     def __init__(
@@ -116,6 +126,7 @@ class EventStream(Response):
         *,
         stopping: asyncio.Event,
         goodbye: bytes,
+        waiting: bytes = b"",
         media_type: str = "text/event-stream",
     ) -> None:
         super().__init__(
@@ -126,6 +137,7 @@ class EventStream(Response):
         self._events = events
         self._stopping = stopping
         self._goodbye = goodbye
+        self._waiting = waiting
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with aclosing(self._reply), aclosing(self._events):
@@ -143,12 +155,33 @@ class EventStream(Response):
 
     async def _pump(self, send: Send, chunks: ChunkWriter | None) -> None:
         if chunks is None or not chunks.usable:
+            await self._pump_through(send)
+        elif not self._waiting:
             async for event in self._events:
-                await send({"type": "http.response.body", "body": event, "more_body": True})
-            return
-        async for event in self._events:
-            if chunks.write(event):
-                await chunks.drain()
+                if chunks.write(event):
+                    await chunks.drain()
+        else:
+            silence = Silence(QUIET_S, partial(chunks.write, self._waiting))
+            try:
+                async for event in self._events:
+                    silence.heard()
+                    if chunks.write(event):
+                        await chunks.drain()
+            finally:
+                silence.stop()
+
+    async def _pump_through(self, send: Send) -> None:
+        """Through all the layers."""
+        async with aclosing(ticking(self._events, QUIET_S)) as events:
+            async for event in events:
+                body = self._waiting if event is None else event
+                if body:
+                    await send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+def unfinished() -> EngineError:
+    """Of a generation that told no last event."""
+    return EngineError("the generation ended without a last event")
 
 
 def finish_of(event: ReplyEvent) -> FinishReason:

@@ -6,7 +6,7 @@ is refused by name rather than dropped. Every number has a range.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import (
     AfterValidator,
@@ -36,28 +36,6 @@ class Strict(BaseModel):
 def refuse(message: str) -> PydanticCustomError:
     # Braces would be taken for a template's.
     return PydanticCustomError("refused", "{why}", {"why": message})
-
-
-def text_of(content: object) -> object:
-    """A message's content as one string: text parts are joined, any other kind is refused."""
-    if not isinstance(content, list):
-        return content
-    texts: list[str] = []
-    for index, part in enumerate(content):
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text":
-            shown = repr(kind)[:40]
-            raise refuse(f"part {index} has the type {shown}: this server takes text parts only")
-        if not isinstance(part.get("text"), str):
-            raise refuse(f"part {index} has no text")
-        texts.append(part["text"])
-    return "".join(texts)
-
-
-Content = Annotated[
-    str | None,
-    BeforeValidator(text_of, json_schema_input_type=str | list[dict[str, Any]] | None),
-]
 
 
 def list_of(stop: object) -> object:

@@ -1,21 +1,19 @@
-"""Knows no dialect: events of an answer, and when there have been none for a while."""
+"""Knows no dialect: what comes by and by, and when there has been nothing for a while."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Final
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import Final, Generic, TypeVar
 
-from localrun.chat.messages import ReplyEvent
+Came = TypeVar("Came")
 
 # What is read before whoever takes the events has come back for more.
 _MOST_AHEAD: Final = 16
 
 
-async def ticking(
-    events: AsyncIterator[ReplyEvent], every_s: float
-) -> AsyncGenerator[ReplyEvent | None]:
+async def ticking(events: AsyncIterator[Came], every_s: float) -> AsyncGenerator[Came | None]:
     """The events, and None whenever none has come for ``every_s``. Ends with them.
 
     One task reads for the whole answer: a task and a timer for each event would cost more than all
@@ -24,8 +22,8 @@ async def ticking(
     reader = _Reader(events, every_s)
     reading = asyncio.ensure_future(reader.read())
     try:
-        while (came := await reader.take()) is not _ENDED:
-            yield came if isinstance(came, ReplyEvent) else None
+        while not isinstance(came := await reader.take(), _End):
+            yield came
         await reading
     finally:
         reader.stop()
@@ -40,12 +38,12 @@ class _End:
 _ENDED: Final = _End()
 
 
-class _Reader:
-    def __init__(self, events: AsyncIterator[ReplyEvent], every_s: float) -> None:
+class _Reader(Generic[Came]):
+    def __init__(self, events: AsyncIterator[Came], every_s: float) -> None:
         self._events = events
         self._every_s = every_s
         self._loop = asyncio.get_running_loop()
-        self._came: deque[ReplyEvent | _End] = deque()
+        self._came: deque[Came | _End] = deque()
         self._taker: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None
         self._waits_since = self._loop.time()
@@ -63,7 +61,7 @@ class _Reader:
             self._came.append(_ENDED)
             _wake(self._taker)
 
-    async def take(self) -> ReplyEvent | _End | None:
+    async def take(self) -> Came | _End | None:
         """The next event, or None where it does not come in time."""
         if not self._came:
             self._waits_since = self._loop.time()
@@ -86,6 +84,34 @@ class _Reader:
             if left <= 0:
                 _wake(self._taker)
                 left = self._every_s
+        self._timer = self._loop.call_later(left, self._tick)
+
+
+class Silence:
+    """Calls ``broken`` whenever nothing was ``heard`` for ``every_s``, until it is stopped.
+
+    Cheaper than ``ticking`` where whoever breaks the silence need not wait for anything.
+    """
+
+    def __init__(self, every_s: float, broken: Callable[[], object]) -> None:
+        self._every_s = every_s
+        self._broken = broken
+        self._loop = asyncio.get_running_loop()
+        self._since = self._loop.time()
+        self._timer = self._loop.call_later(every_s, self._tick)
+
+    def heard(self) -> None:
+        self._since = self._loop.time()
+
+    def stop(self) -> None:
+        self._timer.cancel()
+
+    def _tick(self) -> None:
+        left = self._since + self._every_s - self._loop.time()
+        if left <= 0:
+            self._broken()
+            self.heard()
+            left = self._every_s
         self._timer = self._loop.call_later(left, self._tick)
 
 

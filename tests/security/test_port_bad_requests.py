@@ -48,13 +48,24 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str | None, tuple[str, ...]]] = {
     "a bias of no token": (
         {"logit_bias": {"99999": 1}},
         "invalid_request",
-        None,
+        "logit_bias",
         ("logit_bias", "0 to 261"),
     ),
     "a grammar of two megabytes": (
         {"grammar": 'root ::= "' + "x" * 2_000_000 + '"'},
         "invalid_request",
         "grammar",
+        ("1048576",),
+    ),
+    "a schema of two megabytes": (
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"schema": {"description": "x" * 2_000_000}},
+            }
+        },
+        "invalid_request",
+        "response_format",
         ("1048576",),
     ),
     "a grammar without its rule": (

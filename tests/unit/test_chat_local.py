@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
 
 import pytest
 
 from localrun.chat.local import LocalChatModel
-from localrun.chat.messages import Message, Prompt, ReplyEvent, ReplyOptions, RequestContext
+from localrun.chat.messages import Message, ReplyEvent, ReplyOptions, RequestContext
 from localrun.chat.templates import Renderer
-from localrun.engine.client import EngineInfo
 from localrun.engine.request import (
-    EmbeddingRequest,
     FinishReason,
-    GenerationRequest,
     Grammar,
     SamplingParams,
-    Timings,
     TokenEvent,
     TokenLogprob,
 )
@@ -30,64 +24,10 @@ from localrun.errors import (
     RequestError,
     TemplateError,
 )
+from tests.scripted_client import TIMINGS, ScriptedClient
 
-TIMINGS = Timings(5, 0, 2, 0.1, 0.2)
 HELLO = [Message("user", "hello")]
 THINKING = "{# <think> #}{{ messages[0].content }}"
-
-
-@dataclass
-class ScriptedClient:
-    """An engine that answers with a script and remembers what it was asked."""
-
-    chunks: list[str]
-    template: str | None = None
-    bos: str = "<s>"
-    add_bos: bool = True
-    requests: list[GenerationRequest] = field(default_factory=list)
-    tokenized: list[tuple[str, bool, bool]] = field(default_factory=list)
-    error: Exception | None = None
-    events: list[TokenEvent] = field(default_factory=list)
-    fails_at: int | None = None
-    last: TokenEvent | None = None
-    cancellations: int = 0
-    closed: bool = False
-
-    @property
-    def info(self) -> EngineInfo:
-        return EngineInfo(
-            "smollm2", "mock", "llama", 64, self.bos, "</s>", self.add_bos, self.template
-        )
-
-    async def tokenize(
-        self, text: str, *, add_special: bool = False, parse_special: bool = True
-    ) -> list[int]:
-        self.tokenized.append((text, add_special, parse_special))
-        return list(range(len(text)))
-
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenEvent]:
-        self.requests.append(request)
-        at = len(self.requests) - 1
-        if self.error:
-            raise self.error
-        for event in self.events:
-            yield event
-        if self.events:
-            return
-        try:
-            yield TokenEvent(request.id, prefilled=3)
-            for chunk in self.chunks:
-                if at == self.fails_at:
-                    raise EngineCrashedError("SIGSEGV")
-                await asyncio.sleep(0)
-                yield TokenEvent(request.id, text=chunk)
-        except (GeneratorExit, asyncio.CancelledError):
-            self.cancellations += 1
-            raise
-        yield self.last or TokenEvent(request.id, finish=FinishReason.STOP, timings=TIMINGS)
-
-    async def close(self) -> None:
-        self.closed = True
 
 
 @pytest.fixture
@@ -214,6 +154,52 @@ async def test_every_tokens_logprob_comes_once_and_in_order(renderer: Renderer) 
     assert [(event.text, len(event.logprobs)) for event in events] == [("<ty", 4), ("", 1)]
 
 
+# Tokens as an engine tells them, event by event, and what of them is told with which text.
+LOGPROBS: dict[str, tuple[list[list[str]], list[tuple[str, str, list[str]]]]] = {
+    "one by one": (
+        [["<think>"], ["h"], ["m"], ["</think>"], ["\n\n"], ["Hi"], ["!"]],
+        [
+            ("h", "", ["<think>", "h"]),
+            ("m", "", ["m"]),
+            ("", "Hi", ["Hi"]),
+            ("", "!", ["!"]),
+        ],
+    ),
+    "all in one": (
+        [["<think>", "hm", "</think>", "\n\n", "Hi", "!"]],
+        [("hm", "", ["<think>", "hm", "</think>", "\n\n"]), ("", "Hi!", ["Hi", "!"])],
+    ),
+    "a text that is only part of its token": (
+        [["<think>", "hm"], ["</think>", "\nHi"]],
+        [("hm", "", ["<think>", "hm"]), ("", "Hi", ["\nHi"])],
+    ),
+    "a thought alone": (
+        [["<think>", "hm"], [" "]],
+        [("hm", "", ["<think>", "hm"])],
+    ),
+    "no thought": ([["H"], ["i"]], [("", "H", ["H"]), ("", "i", ["i"])]),
+}
+
+
+@pytest.mark.parametrize(("tokens", "told"), LOGPROBS.values(), ids=LOGPROBS.keys())
+async def test_logprobs_of_thoughts_and_marks_are_none_of_the_texts(
+    tokens: list[list[str]], told: list[tuple[str, str, list[str]]], renderer: Renderer
+) -> None:
+    client = ScriptedClient([], template=THINKING)
+    client.events = [
+        TokenEvent("r", text="".join(each), logprobs=tuple(map(logprob, each))) for each in tokens
+    ]
+    client.events.append(TokenEvent("r", finish=FinishReason.STOP, timings=TIMINGS))
+
+    *events, last = await replies(LocalChatModel(client, renderer))
+
+    assert [
+        (event.reasoning, event.text, [each.text.decode() for each in event.logprobs])
+        for event in events
+    ] == told
+    assert last.logprobs == ()
+
+
 async def test_several_answers_share_one_rendered_prompt_and_count_up_the_seed(
     renderer: Renderer,
 ) -> None:
@@ -310,47 +296,3 @@ async def test_closing_closes_engine_and_renderer(renderer: Renderer) -> None:
     assert (model.name, model.backend, model.n_ctx) == ("smollm2", "mock", 64)
     with pytest.raises(TemplateError):
         renderer.render(None, HELLO, bos="", eos="")
-
-
-@dataclass
-class EmbeddingClient(ScriptedClient):
-    """An encoder whose tokens are characters; ``embedded`` are the texts it was asked for."""
-
-    embedded: list[tuple[int, ...]] = field(default_factory=list)
-
-    @property
-    def info(self) -> EngineInfo:
-        return replace(super().info, generates=False, longest_token=1, add_bos=False)
-
-    async def embed(self, request: EmbeddingRequest) -> list[list[float]]:
-        self.embedded += request.texts
-        return [[1.0] for _ in request.texts]
-
-
-async def test_a_text_that_is_too_long_to_embed_is_cut_where_that_is_asked_for(
-    renderer: Renderer,
-) -> None:
-    client = EmbeddingClient([])
-    model = LocalChatModel(client, renderer)
-    texts = [Prompt.of("short"), Prompt.of("x" * 100_000)]
-
-    embedded = await model.embed(texts, truncate=True)
-    with pytest.raises(ContextLengthError):
-        await model.embed(texts)
-
-    assert [len(text) for text in client.embedded] == [5, 64]
-    assert embedded.tokens == 69
-    assert max(len(text) for text, _, _ in client.tokenized) == 64
-
-
-async def test_more_ids_than_the_context_holds_are_refused_before_the_engine_is_asked(
-    renderer: Renderer,
-) -> None:
-    client = EmbeddingClient([])
-    model = LocalChatModel(client, renderer)
-
-    with pytest.raises(ContextLengthError, match="65"):
-        await model.embed([Prompt((7,) * 65)])
-    await model.embed([Prompt((7,) * 64)])
-
-    assert [len(text) for text in client.embedded] == [64]

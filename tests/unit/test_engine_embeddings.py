@@ -12,10 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from localrun.cli.worker import describe
 from localrun.engine.embeddings import EmbeddingJob, normalized, pooled, shortened
+from localrun.engine.engine import Engine
 from localrun.engine.request import EmbeddingRequest
 from localrun.engine.runner import ForwardAborted, Pooling
 from localrun.errors import ContextLengthError, EngineError, RequestError
+from tests.engine_child import plan
 from tests.mock_runner import MockRunner
 
 HIDDEN = np.array([[1, 2], [3, 4], [5, 12]], np.float32)
@@ -172,3 +175,18 @@ def test_a_state_that_is_no_number_is_an_error_and_no_vector() -> None:
     runner.factor = float("nan")
     with pytest.raises(EngineError, match="not finite"):
         computed(runner, asked("a"))
+
+
+@pytest.mark.parametrize(("n_ctx", "max_tokens"), [(64, 16), (16, 64)])
+def test_an_engine_says_how_long_a_text_it_embeds(n_ctx: int, max_tokens: int) -> None:
+    engine = Engine(MockRunner(n_ctx=n_ctx, max_tokens=max_tokens))
+    try:
+        longest = describe(plan("mock:echo", n_ctx=n_ctx), engine).longest_text
+        made = engine.embed(asked("x" * longest)).result(timeout=30)
+        with pytest.raises(ContextLengthError) as refused:
+            engine.embed(asked("x" * (longest + 1)))
+    finally:
+        engine.close()
+
+    assert len(made) == 1
+    assert (longest, refused.value.n_ctx) == (16, 16)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from localrun.engine.limits import check, check_embedding, check_sampling
 from localrun.engine.request import EmbeddingRequest, GenerationRequest, Grammar, SamplingParams
-from localrun.errors import ContextLengthError, RequestError
+from localrun.errors import ContextLengthError, GrammarError, RequestError
 
 ASKED = GenerationRequest("a", (1,))
 TEXTS = EmbeddingRequest("a", ((1, 2), (3,)))
@@ -123,6 +124,7 @@ def test_a_sampling_field_out_of_its_range_is_named_in_a_line(field: str, value:
     with pytest.raises(RequestError, match=rf"^{field}\b") as caught:
         check_sampling(replace(SamplingParams(), **{field: value}))  # type: ignore[arg-type]  # bad on purpose
 
+    assert caught.value.field == field
     assert len(str(caught.value)) < 160
 
 
@@ -157,6 +159,8 @@ def test_a_request_field_out_of_its_range_is_named_in_a_line(
     with pytest.raises(RequestError, match=rf"^{name}\b") as caught:
         check(replace(ASKED, **fields), n_ctx=8, vocabulary_size=100)
 
+    # Clients have several names for a grammar that is too long: who asked knows which it was.
+    assert caught.value.field == (None if isinstance(caught.value, GrammarError) else name)
     assert len(str(caught.value)) < 160
 
 
@@ -202,8 +206,10 @@ EMBEDDINGS: list[tuple[str, dict[str, Any]]] = [
 def test_texts_that_no_embedding_can_be_made_of_are_refused(
     message: str, fields: dict[str, Any]
 ) -> None:
-    with pytest.raises(RequestError, match=f"^{message}"):
+    with pytest.raises(RequestError, match=f"^{message}") as caught:
         check_embedding(replace(TEXTS, **fields), longest=8, vocabulary_size=100)
+
+    assert caught.value.field == re.split(r"\W", message)[0]
 
 
 def test_a_text_too_long_to_embed_is_refused_with_both_numbers() -> None:

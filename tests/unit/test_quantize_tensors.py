@@ -96,14 +96,31 @@ def test_a_number_that_is_not_finite_is_named(
 
 @pytest.mark.parametrize(
     ("source", "value", "target"),
-    [("F32", 65_520, "F16"), ("F64", 3.5e38, "F32"), ("F32", 3.4e38, "BF16")],
+    [("F32", 65_520, "F16"), ("F64", 70_000, "F16"), ("F32", 3.4e38, "BF16")],
 )
 def test_a_number_too_large_for_its_type_is_named(source: str, value: float, target: str) -> None:
+    with pytest.raises(
+        SourceError, match=rf"it\.weight: element 34 .* is too large for {target}"
+    ) as refused:
+        converted(with_one(source, value), source, target)
+
+    assert "wider --type" in refused.value.hint
+
+
+@pytest.mark.parametrize("target", ["F32", "F16", "BF16", "Q8_0"])
+def test_a_number_too_large_for_32_bits_is_too_large_for_every_type(target: str) -> None:
+    with pytest.raises(
+        SourceError, match=r"it\.weight: element 34 .* is too large for F32"
+    ) as refused:
+        converted(with_one("F64", 3.5e38), "F64", target)
+
+    assert "--type" not in refused.value.hint
+
+
+def with_one(source: str, value: float) -> bytes:
     numbers = np.zeros((ROWS, COLUMNS), np.float64)
     numbers[1, 2] = value
-    data = numbers.astype({"F64": "<f8", "F32": "<f4"}[source]).tobytes()
-    with pytest.raises(SourceError, match=r"it\.weight: element 34 .* (too large for|is inf)"):
-        converted(data, source, target)
+    return numbers.astype({"F64": "<f8", "F32": "<f4"}[source]).tobytes()
 
 
 def test_a_file_that_became_shorter_is_noticed(numbers: NDArray[np.float32]) -> None:

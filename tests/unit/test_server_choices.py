@@ -139,3 +139,21 @@ async def test_guessed_tokens_are_told_where_some_were() -> None:
 
     assert (timings["draft_n"], timings["draft_n_accepted"]) == (6, 2)
     assert "draft_n" not in (await whole((ReplyEvent(text="x"), ending())))["timings"]
+
+
+async def test_logprobs_of_a_thought_are_not_the_contents() -> None:
+    events = (
+        ReplyEvent(reasoning="hm", logprobs=(EURO,)),
+        ReplyEvent(text="x", logprobs=(NEVER,)),
+        ending(),
+    )
+
+    told = (await whole(events))["choices"][0]["logprobs"]["content"]
+    _, thought, text, last = await streamed(events)
+    assert [each["bytes"] for each in told] == [[121]]
+    assert thought["choices"][0]["delta"] == {"reasoning_content": "hm"}
+    assert [each["choices"][0]["logprobs"] is None for each in (thought, text, last)] == [
+        True,
+        False,
+        True,
+    ]

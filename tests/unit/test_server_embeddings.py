@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import struct
 from collections.abc import Mapping
@@ -142,3 +143,29 @@ async def test_openai_s_own_client_unpacks_what_it_asks_for() -> None:
         made = await client.embeddings.create(model="fake", input=["aab", "d"])
 
     assert [each.embedding for each in made.data] == [[2.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]]
+
+
+@pytest.mark.parametrize("form", ["float", "base64"])
+async def test_others_have_their_turns_while_thousands_of_vectors_are_told(form: str) -> None:
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    texts = ["a" * n for n in range(1, 2049)]
+    async with client_of(create_app(FakeModels(fake=FakeChat()))) as client:
+        counting = asyncio.ensure_future(others())
+        await client.post(PATH, json={"model": "fake", "input": "a"})
+        for_one, turns = turns, 0
+        question = {"model": "fake", "input": texts, "encoding_format": form}
+        response = await client.post(PATH, json=question)
+        counting.cancel()
+
+    data = response.json()["data"]
+    assert turns - for_one >= 2048 / 16
+    assert [each["index"] for each in data] == list(range(2048))
+    if form == "float":
+        assert [each["embedding"][0] for each in data] == list(range(1, 2049))

@@ -422,7 +422,10 @@ MESSAGES: dict[str, tuple[dict[str, Any], str]] = {
         },
         "messages[0].tool_calls[0].function.arguments",
     ),
-    "a tool without a name": ({"tools": [{"type": "function", "function": {}}]}, "tools"),
+    "a tool without a name": (
+        {"tools": [{"type": "function", "function": {}}]},
+        "tools[0].function.name",
+    ),
     "no thinking model": ({"think": True}, "think"),
     "no thinking model at all": ({"think": "high"}, "think"),
 }

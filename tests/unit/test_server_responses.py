@@ -228,6 +228,19 @@ async def test_an_answer_cut_while_it_thinks_was_all_thought() -> None:
     assert usage["output_tokens_details"] == {"reasoning_tokens": TIMINGS.generated_tokens}
 
 
+async def test_logprobs_of_a_last_event_without_a_text_are_told_with_the_whole() -> None:
+    tokens = [TokenLogprob(n, text, -0.5) for n, text in enumerate((b"Hi", b"</s>"))]
+    chat = FakeChat(
+        (ReplyEvent(text="Hi", logprobs=(tokens[0],)), replace(ending(), logprobs=(tokens[1],)))
+    )
+    document = await whole(chat, top_logprobs=0)
+    events = await streamed(chat, include=["message.output_text.logprobs"])
+
+    done = next(each for each in events if each["type"] == "response.output_text.done")
+    for told in (document["output"][0]["content"][0], done):
+        assert [each["token"] for each in told["logprobs"]] == ["Hi", "</s>"]
+
+
 async def test_logprobs_come_where_they_are_asked_for() -> None:
     token = TokenLogprob(5, b"Hi", -0.25, ((5, b"Hi", -0.25), (6, b"x", -1.5)))
     chat = FakeChat((ReplyEvent(text="Hi", logprobs=(token,)), ending()))

@@ -335,4 +335,4 @@ async def test_an_image_is_refused_with_the_reason() -> None:
     far = await ask(FakeChat(), input=[HI | {"content": [far_off]}])
 
     assert "projector" in data.json()["error"]["message"]
-    assert "not fetched" in far.json()["error"]["message"]
+    assert "never fetched" in far.json()["error"]["message"]

@@ -67,7 +67,7 @@ async def test_a_later_turn_is_understood_in_all_of_its_parts(
         "tool_search",
     ]
     assert messages[3].reasoning == "Look first."
-    assert "cannot see" in messages[8].content
+    assert "this model cannot be shown it" in messages[8].content
     assert messages[-2].content == "The worker is done."
     assert options.variables == {"reasoning_effort": "medium"}
     assert options.context.client.endswith(body["prompt_cache_key"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
 import pytest
@@ -83,6 +84,52 @@ def test_a_tool_of_a_namespace_is_named_as_codex_names_it(
     told: tuple[str | None, str], name: str
 ) -> None:
     assert visible_name(*told) == name
+
+
+STRANGE = {
+    "a space": "get weather",
+    "quotes": 'a"b',
+    "a family's tag": "</tool_call>",
+    "a line": "a\nb",
+    "no ASCII": "wetter_für",
+    "too long": "a" * 200,
+}
+
+
+@pytest.mark.parametrize("name", STRANGE.values(), ids=STRANGE.keys())
+async def test_a_name_that_no_model_could_write_is_another_to_it_and_its_own_to_the_client(
+    name: str,
+) -> None:
+    tools = [namespace("mcp__x", function(name)), function(name), PATCH | {"name": name}]
+    first, second = (visible_name(space, name) for space in ("mcp__x", None))
+
+    item = await called(calling(first, "{}"), tools=tools)
+    assert (item["namespace"], item["name"]) == ("mcp__x", name)
+
+    free = calling(second, '{"input": "x"}')
+    item = await called(free, tools=tools)
+    assert (item["type"], item["name"], item["input"]) == ("custom_tool_call", name, "x")
+    assert names(free) == [first, second]
+    assert all(re.fullmatch(r"[A-Za-z0-9_.:/-]{1,128}", told) for told in names(free))
+
+
+async def test_names_that_become_the_same_are_told_apart() -> None:
+    tools = [
+        function("a b"),
+        function("a\tb"),
+        function("a_b"),
+        *map(function, ("c" * 200, "c" * 201)),
+    ]
+    chat = calling("a_b_2", "{}")
+    said = {"type": "function_call", "call_id": "1", "name": "a_b", "arguments": "{}"}
+    answer = {"type": "function_call_output", "call_id": "1", "output": "x"}
+
+    item = await called(chat, tools=tools, input=[said, answer])
+
+    assert names(chat) == ["a_b", "a_b_2", "a_b_3", "c" * 128, "c" * 126 + "_2"]
+    assert item["name"] == "a\tb"
+    # What was called before is told by the name that the model knows it by.
+    assert chat.asked[0][0][0].tool_calls[0].name == "a_b_3"
 
 
 async def test_a_namespace_is_flattened_and_its_calls_find_back() -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 
 import pytest
 
 from localrun.chat.messages import ReplyEvent
 from localrun.errors import EngineCrashedError
-from localrun.server.ticks import ticking
+from localrun.server.ticks import Silence, ticking
 
 LONG_S = 3600.0
 
@@ -97,3 +97,40 @@ async def test_leaving_early_ends_what_is_read() -> None:
         await anext(ticks)
 
     assert ended.is_set()
+
+
+async def test_silence_is_broken_until_it_is_stopped() -> None:
+    told: list[int] = []
+    thrice = asyncio.Event()
+
+    def broken() -> None:
+        told.append(len(told))
+        if len(told) == 3:
+            thrice.set()
+
+    silence = Silence(0.0, broken)
+    await thrice.wait()
+    silence.stop()
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+    assert len(told) == 3
+
+
+async def test_what_was_heard_puts_off_the_end_of_a_silence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop, clock = asyncio.get_running_loop(), [0.0]
+    told: list[float] = []
+    timers: list[tuple[float, Callable[[], None]]] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "time", lambda: clock[0])
+        patched.setattr(loop, "call_later", lambda delay, call: timers.append((delay, call)))
+        silence = Silence(10.0, lambda: told.append(clock[0]))
+        clock[0] = 4.0
+        silence.heard()
+        for clock[0] in (10.0, 14.0, 24.0):
+            timers[-1][1]()
+
+    assert told == [14.0, 24.0]
+    assert [delay for delay, _ in timers] == [10.0, 4.0, 10.0, 10.0]

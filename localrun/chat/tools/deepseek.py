@@ -1,4 +1,4 @@
-"""Knows the form of DeepSeek V3, R1 and V3.1: names and JSON between control tokens.
+"""Knows no wire: calls as DeepSeek V3, R1 and V3.1 write them, names and JSON between marks.
 
     V3.1    <｜tool▁calls▁begin｜><｜tool▁call▁begin｜>get_weather<｜tool▁sep｜>{"city": "Paris"}
             <｜tool▁call▁end｜><｜tool▁calls▁end｜>, without line breaks
@@ -20,7 +20,7 @@ from localrun.chat.tools import json_text
 from localrun.chat.tools.declared import Tools
 from localrun.chat.tools.family import Asked, Family, Forced, Opening
 from localrun.chat.tools.json_text import NAME_MAX
-from localrun.chat.tools.lark import arguments_schema, json_rule, literal
+from localrun.chat.tools.lark import alternatives
 from localrun.chat.tools.tape import NotACall, Steps, Tape
 
 _CALLS, _CALLS_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
@@ -83,14 +83,10 @@ def _call(tape: Tape) -> Steps[None]:
 
 def _forced(asked: Asked) -> Forced:
     fenced = _fenced(asked.template)
-    options, rules = [], []
-    for at, tool in enumerate(asked.tools):
-        head = f"{tool.name}\n```json\n" if fenced else f"{tool.name}{_SEPARATOR}"
-        tail = literal("\n```") if fenced else ""
-        options.append(f"{literal(head)} a{at} {tail}")
-        rules.append(json_rule(f"a{at}", arguments_schema(tool)))
     kind = f"function{_SEPARATOR}" if fenced else ""
-    return Forced(f"{_CALLS}{CALL}{kind}", " | ".join(options), tuple(rules))
+    before, behind = ("\n```json\n", "\n```") if fenced else (_SEPARATOR, "")
+    calls = alternatives(asked.tools, lambda tool: tool.name + before, behind)
+    return Forced(f"{_CALLS}{CALL}{kind}", *calls)
 
 
 def written(name: str, arguments: str, template: str) -> str:

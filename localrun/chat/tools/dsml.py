@@ -1,4 +1,4 @@
-"""Knows DeepSeek's markup language of V3.2 and V4: invocations whose parameters say their type.
+"""Knows no wire: calls in the markup of DeepSeek V3.2 and V4, whose parameters say their type.
 
     <｜DSML｜function_calls>
     <｜DSML｜invoke name="get_weather">
@@ -18,7 +18,7 @@ from typing import Final
 
 from localrun.chat.tools.declared import Tools
 from localrun.chat.tools.family import Asked, Family, Forced, Opening
-from localrun.chat.tools.lark import arguments_schema, json_rule, literal
+from localrun.chat.tools.lark import alternatives
 from localrun.chat.tools.tagged import Tags, alone, block
 
 _MARK: Final = "｜DSML｜"
@@ -50,15 +50,10 @@ def _openings(tools: Tools) -> tuple[Opening, ...]:
 def _forced(asked: Asked) -> Forced:
     named = (name for name in _BLOCKS if f"{name}>" in asked.template)
     name = next(named, "tool_calls" if "function_calls" not in asked.template else _BLOCKS[0])
-    options, rules = [], []
-    for at, tool in enumerate(asked.tools):
-        # The parameters' tags hold a control token, which a model has to find by itself where a
-        # text ends; JSON it can end.
-        header = literal(f'{tool.name}">')
-        options.append(f"{header} a{at}")
-        rules.append(json_rule(f"a{at}", arguments_schema(tool)))
-    opening = f'<{_MARK}{name}>\n{_tags(name).call} name="'
-    return Forced(opening, " | ".join(options), tuple(rules))
+    # The parameters' tags hold a control token, which a model has to find by itself where a text
+    # ends; JSON it can end.
+    calls = alternatives(asked.tools, lambda tool: f'{tool.name}">')
+    return Forced(f'<{_MARK}{name}>\n{_tags(name).call} name="', *calls)
 
 
 DSML = Family(

@@ -1,4 +1,4 @@
-"""Knows Gemma's forms: names and values with quotes of their own.
+"""Knows no wire: calls as Gemmas write them, names and values with quotes of their own.
 
     Gemma 4        <|tool_call>call:get_weather{city:<|"|>Paris<|"|>,days:3}<tool_call|>
     FunctionGemma  <start_function_call>call:get_time{zone:<escape>UTC<escape>}<end_function_call>
@@ -20,7 +20,7 @@ from localrun.chat.tools.declared import Tools
 from localrun.chat.tools.family import Asked, Body, Family, Forced, Opening
 from localrun.chat.tools.hermes import objects_grammar
 from localrun.chat.tools.json_text import NAME_MAX
-from localrun.chat.tools.lark import arguments_schema, json_rule, literal, repeated
+from localrun.chat.tools.lark import alternatives, repeated
 from localrun.chat.tools.tape import NotACall, Steps, Tape
 
 _GEMMA_4, _GEMMA_4_END = "<|tool_call>", "<tool_call|>"
@@ -53,13 +53,10 @@ def _openings(tools: Tools) -> tuple[Opening, ...]:
 
 
 def _forced(asked: Asked) -> Forced:
-    options, rules = [], []
-    for at, tool in enumerate(asked.tools):
-        # The quotes are control tokens, which no grammar has: JSON's are read as well.
-        options.append(f"{literal(tool.name)} a{at}")
-        rules.append(json_rule(f"a{at}", arguments_schema(tool)))
     opening = _GEMMA_4 if _GEMMA_4 in asked.template else _FUNCTION
-    return Forced(f"{opening}call:", " | ".join(options), tuple(rules))
+    # The quotes are control tokens, which no grammar has: JSON's are read as well.
+    calls = alternatives(asked.tools, lambda tool: tool.name)
+    return Forced(f"{opening}call:", *calls)
 
 
 def _forced_plain(asked: Asked) -> Forced:

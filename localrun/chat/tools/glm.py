@@ -1,4 +1,4 @@
-"""Knows GLM's form: a name, then keys and values in tags.
+"""Knows no wire: calls as GLM writes them, a name, then keys and values in tags.
 
     <tool_call>get_weather
     <arg_key>city</arg_key>

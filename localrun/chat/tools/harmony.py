@@ -1,4 +1,4 @@
-"""Knows gpt-oss' harmony: an answer in messages, each with a channel and perhaps a recipient.
+"""Knows no wire: gpt-oss' harmony, messages that each have a channel and perhaps a recipient.
 
     <|channel|>analysis<|message|>I need the weather.<|end|>
     <|start|>assistant<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>
@@ -15,7 +15,7 @@ from typing import Final
 
 from localrun.chat.tools.declared import Tools
 from localrun.chat.tools.family import Asked, Forced
-from localrun.chat.tools.lark import arguments_schema, json_rule, literal
+from localrun.chat.tools.lark import alternatives
 from localrun.chat.tools.pieces import Kind, Piece
 from localrun.chat.tools.tape import first_mark, held
 
@@ -134,13 +134,14 @@ def _last_header(prompt_tail: str) -> str:
     return prompt_tail.rstrip().rpartition(_START)[2]
 
 
+def answering(prompt_tail: str) -> str:
+    """What opens the message that a user reads; empty where the prompt has opened one."""
+    return "" if _MESSAGE in _last_header(prompt_tail) else f"{_CHANNEL}final{_MESSAGE}"
+
+
 def forced(asked: Asked, prompt_tail: str) -> Forced:
     """One call, on a channel of its own."""
     header = _last_header(prompt_tail)
     opening = f"<|end|>{_START}assistant" if _MESSAGE in header and "<|end|>" not in header else ""
-    options, rules = [], []
-    for at, tool in enumerate(asked.tools):
-        options.append(f"{literal(f'{tool.name}{_CONSTRAIN}{_MESSAGE}')} a{at}")
-        rules.append(json_rule(f"a{at}", arguments_schema(tool)))
-    opening += f"{_CHANNEL}commentary to={_FUNCTIONS}"
-    return Forced(opening, " | ".join(options), tuple(rules))
+    calls = alternatives(asked.tools, lambda tool: f"{tool.name}{_CONSTRAIN}{_MESSAGE}")
+    return Forced(f"{opening}{_CHANNEL}commentary to={_FUNCTIONS}", *calls)

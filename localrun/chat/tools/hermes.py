@@ -1,4 +1,4 @@
-"""Knows Hermes' form and its kin: JSON objects between marks.
+"""Knows no wire: calls as Hermes and its kin write them, JSON objects between marks.
 
     <tool_call>
     {"name": "get_weather", "arguments": {"city": "Paris"}}
@@ -18,7 +18,7 @@ from typing import Final
 from localrun.chat.tools import unmarked
 from localrun.chat.tools.declared import Tools
 from localrun.chat.tools.family import Asked, Body, Family, Forced, Opening
-from localrun.chat.tools.lark import arguments_schema, json_name, json_rule, literal, repeated
+from localrun.chat.tools.lark import alternatives, json_name, repeated
 from localrun.chat.tools.objects import object_call
 from localrun.chat.tools.tape import NotACall, Steps, Tape
 
@@ -87,12 +87,7 @@ def forced_list(asked: Asked, opening: str, name: str, arguments: str) -> Forced
 
 def objects_grammar(asked: Asked, name: str, arguments: str) -> tuple[str, tuple[str, ...]]:
     """What follows ``{"name": "``, to the object's closing brace."""
-    options, rules = [], []
-    for at, tool in enumerate(asked.tools):
-        head = literal(f'{json_name(tool)}", "{arguments}": ')
-        options.append(f'{head} a{at} "}}"')
-        rules.append(json_rule(f"a{at}", arguments_schema(tool)))
-    return " | ".join(options), tuple(rules)
+    return alternatives(asked.tools, lambda tool: f'{json_name(tool)}", "{arguments}": ', "}")
 
 
 HERMES = Family(

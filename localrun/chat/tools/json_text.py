@@ -9,7 +9,7 @@ import json
 import re
 from typing import Any, Final
 
-from localrun.chat.tools.tape import NotACall, Sink, Steps, Tape
+from localrun.chat.tools.tape import NotACall, Sink, Steps, Tape, bounded
 
 NAME_MAX: Final = 256
 _PLAIN = re.compile(r'[^"{}\[\]]+')
@@ -101,16 +101,7 @@ def short_string(tape: Tape) -> Steps[str]:
     """
     if (yield from tape.peek()) != '"':
         raise NotACall
-    parts: list[str] = []
-    size = 0
-
-    def keep(part: str) -> None:
-        nonlocal size
-        parts.append(part)
-        size += len(part)
-        if size > NAME_MAX:
-            raise NotACall
-
+    parts, keep = bounded(NAME_MAX)
     if not (yield from string(tape, keep)):
         raise NotACall
     try:

@@ -1,4 +1,4 @@
-"""Knows Kimi K2's form: ids that hold the function's name, and JSON, between control tokens.
+"""Knows no wire: calls as Kimi K2 writes them, ids that hold a name, and JSON.
 
     <|tool_calls_section_begin|><|tool_call_begin|>functions.get_weather:0
     <|tool_call_argument_begin|>{"city": "Paris"}<|tool_call_end|><|tool_calls_section_end|>
@@ -15,7 +15,7 @@ from localrun.chat.tools import json_text
 from localrun.chat.tools.declared import Tools
 from localrun.chat.tools.family import Asked, Family, Forced, Opening
 from localrun.chat.tools.json_text import NAME_MAX
-from localrun.chat.tools.lark import arguments_schema, json_rule, literal
+from localrun.chat.tools.lark import alternatives
 from localrun.chat.tools.tape import NotACall, Steps, Tape
 
 _CALLS, _CALLS_END = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
@@ -61,11 +61,8 @@ def _call(tape: Tape, tools: Tools) -> Steps[None]:
 
 
 def _forced(asked: Asked) -> Forced:
-    options, rules = [], []
-    for at, tool in enumerate(asked.tools):
-        options.append(f"{literal(f'{tool.name}:0{_ARGUMENTS}')} a{at}")
-        rules.append(json_rule(f"a{at}", arguments_schema(tool)))
-    return Forced(f"{_CALLS}{_CALL}functions.", " | ".join(options), tuple(rules))
+    calls = alternatives(asked.tools, lambda tool: f"{tool.name}:0{_ARGUMENTS}")
+    return Forced(f"{_CALLS}{_CALL}functions.", *calls)
 
 
 KIMI = Family(

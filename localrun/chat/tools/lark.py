@@ -8,7 +8,7 @@ forced is spelled out all the same, because a reader cannot tell the difference.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from localrun.chat.tools.declared import Tool
@@ -70,6 +70,17 @@ def json_rule(name: str, schema: Mapping[str, Any]) -> str:
     except (TypeError, ValueError, RecursionError) as error:
         raise RequestError(f"tools: a schema is not JSON: {error}") from error
     return f"{name}: %json {text}"
+
+
+def alternatives(
+    tools: Sequence[Tool], before: Callable[[Tool], str], behind: str = ""
+) -> tuple[str, tuple[str, ...]]:
+    """A call of any of ``tools``, its arguments one piece of JSON between two texts, and the rules
+    for those arguments."""
+    end = f" {literal(behind)}" if behind else ""
+    calls = [f"{literal(before(tool))} a{at}{end}" for at, tool in enumerate(tools)]
+    rules = [json_rule(f"a{at}", arguments_schema(tool)) for at, tool in enumerate(tools)]
+    return " | ".join(calls), tuple(rules)
 
 
 def repeated(one: str, between: str) -> str:

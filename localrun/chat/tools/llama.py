@@ -1,4 +1,4 @@
-"""Knows the forms of Llama 3 and 4, and of LFM2: JSON with ``parameters``, or Python calls.
+"""Knows no wire: calls as Llama 3, Llama 4 and LFM2 write them, JSON or Python.
 
     <|python_tag|>{"name": "get_weather", "parameters": {"city": "Paris"}}    3.1
     {"name": "get_weather", "parameters": {"city": "Paris"}}; {"name": …      3.1, 3.2, 3.3

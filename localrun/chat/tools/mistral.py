@@ -1,4 +1,4 @@
-"""Knows Mistral's forms: behind one control token a list of objects, or names and JSON.
+"""Knows no wire: calls as Mistrals write them, objects or names and JSON behind a control token.
 
     to 2024    [TOOL_CALLS][{"name": "get_weather", "arguments": {"city": "Paris"}}]
     from 2025  [TOOL_CALLS]get_weather[CALL_ID]a1B2c3D4e[ARGS]{"city": "Paris"}
@@ -16,7 +16,7 @@ from localrun.chat.tools import hermes, json_text, unmarked
 from localrun.chat.tools.declared import Tools
 from localrun.chat.tools.family import Asked, Family, Forced, Opening
 from localrun.chat.tools.json_text import NAME_MAX
-from localrun.chat.tools.lark import arguments_schema, json_rule, literal
+from localrun.chat.tools.lark import alternatives
 from localrun.chat.tools.tape import NotACall, Steps, Tape
 
 MARK: Final = "[TOOL_CALLS]"
@@ -52,11 +52,7 @@ def _calls(tape: Tape) -> Steps[None]:
 def _forced(asked: Asked) -> Forced:
     if _ARGUMENTS not in asked.template:
         return hermes.forced_list(asked, MARK, "name", "arguments")
-    options, rules = [], []
-    for at, tool in enumerate(asked.tools):
-        options.append(f"{literal(f'{tool.name}{_ARGUMENTS}')} a{at}")
-        rules.append(json_rule(f"a{at}", arguments_schema(tool)))
-    return Forced(MARK, " | ".join(options), tuple(rules))
+    return Forced(MARK, *alternatives(asked.tools, lambda tool: tool.name + _ARGUMENTS))
 
 
 MISTRAL = Family(

@@ -1,4 +1,4 @@
-"""Knows Qwen3-Coder's form: a function's parameters in tags, without quotes.
+"""Knows no wire: calls as Qwen3-Coder writes them, parameters in tags, without quotes.
 
     <tool_call>
     <function=get_weather>

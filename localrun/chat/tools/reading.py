@@ -8,14 +8,10 @@ from typing import Any
 from localrun.chat import reasoning
 from localrun.chat.tools import harmony
 from localrun.chat.tools.declared import declared
-from localrun.chat.tools.families import family_of, takes_tools
+from localrun.chat.tools.families import family_of
 from localrun.chat.tools.family import CallReader
-from localrun.chat.tools.forcing import ForcedCall, forced_call
 from localrun.chat.tools.harmony import HarmonyReader, is_harmony
 from localrun.chat.tools.pieces import AnswerReader, Piece
-from localrun.chat.tools.prompting import adapted
-
-__all__ = ["ForcedCall", "adapted", "closing_mark", "forced_call", "reader_for", "takes_tools"]
 
 
 def reader_for(

@@ -155,16 +155,7 @@ class Tape:
         Raises:
             NotACall: there is none within ``most`` characters.
         """
-        parts: list[str] = []
-        size = 0
-
-        def keep(part: str) -> None:
-            nonlocal size
-            parts.append(part)
-            size += len(part)
-            if size > most:
-                raise NotACall
-
+        parts, keep = bounded(most)
         if not (yield from self.passing(marks, keep)):
             raise NotACall
         return "".join(parts)
@@ -237,6 +228,21 @@ class Tape:
 
 
 _SPACES = re.compile(r"\s+")
+
+
+def bounded(most: int) -> tuple[list[str], Sink]:
+    """A sink and what it was handed. It raises NotACall at more than ``most`` characters."""
+    parts: list[str] = []
+    size = 0
+
+    def keep(part: str) -> None:
+        nonlocal size
+        parts.append(part)
+        size += len(part)
+        if size > most:
+            raise NotACall
+
+    return parts, keep
 
 
 def held(text: str, marks: tuple[str, ...]) -> int:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from localrun.server.fields import MAX_NAME_CHARS, Strict, refuse
+from localrun.server.images import NEVER_FETCHED, NO_PROJECTOR
 
 _SERVERS: Final = frozenset(
     {
@@ -139,9 +140,9 @@ class DocumentBlock(Strict):
 
 
 def _no_image(source: object) -> object:
-    if _type_of(source) in ("base64", None):
-        raise refuse("no model here has a projector: it takes no images")
-    raise refuse("images are taken as base64 data only: nothing is fetched from elsewhere")
+    # Of any other type than base64 it is an address, or a file that is somewhere else.
+    kind = _type_of(source)
+    raise refuse(NO_PROJECTOR if kind in ("base64", None) else NEVER_FETCHED)
 
 
 class ImageBlock(Strict):

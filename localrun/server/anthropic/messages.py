@@ -24,6 +24,7 @@ from localrun.server.anthropic.messages_asked import (
 )
 from localrun.server.anthropic.messages_request import Conversation, MessagesRequest
 from localrun.server.context import asker
+from localrun.server.turns import converted
 
 # Claude Code's fetch gives up on an answer without a first byte after five minutes; what is refused
 # at all is refused sooner than this. https://github.com/tale-project/tale/pull/3396
@@ -34,7 +35,8 @@ def add_routes(app: FastAPI, answering: Answering) -> None:
     @app.post("/v1/messages")
     async def messages(body: MessagesRequest, request: Request) -> Response:
         user = None if body.metadata is None else body.metadata.user_id
-        said, options = messages_of(body), options_of(body, asker(request, user))
+        said = await converted(len(body.messages), partial(messages_of, body))
+        options = options_of(body, asker(request, user))
         warn_of_tools(body)
         answer = messages_answer.Answer(body.model, options.stop, options.max_tokens)
         if body.stream:
@@ -47,7 +49,8 @@ def add_routes(app: FastAPI, answering: Answering) -> None:
 
     @app.post("/v1/messages/count_tokens")
     async def count_tokens(body: Conversation, request: Request) -> Response:
-        said, options = messages_of(body), prompting_of(body)
+        said = await converted(len(body.messages), partial(messages_of, body))
+        options = prompting_of(body)
 
         async def count(model: ServedModel) -> dict[str, Any]:
             _, tokens = await model.prompt(said, options)

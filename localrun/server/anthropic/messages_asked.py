@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -15,7 +13,6 @@ from localrun.chat.messages import (
     ToolCall,
     ToolChoice,
 )
-from localrun.engine.request import Grammar
 from localrun.errors import RequestError
 from localrun.server.anthropic.attribution import without_attribution
 from localrun.server.anthropic.blocks import (
@@ -39,11 +36,12 @@ from localrun.server.anthropic.messages_request import (
     OutputFormat,
     Tool,
 )
+from localrun.server.forms import schema_grammar
+from localrun.server.images import unseen
 from localrun.server.sampling import sampling_of
 from localrun.server.thinking import thinking_variables
-from localrun.server.tools import function_tool, listed
+from localrun.server.tools import function_tool, warn_of_left_out
 
-_LOG: Final = logging.getLogger(__name__)
 # Between blocks; an assistant's are pieces of one text.
 _APART: Final = "\n\n"
 
@@ -122,7 +120,7 @@ def _texts(blocks: Iterable[Block | ResultBlock]) -> Iterator[str]:
         elif isinstance(block, ToolReferenceBlock):
             yield block.tool_name
         elif isinstance(block, UnseenBlock):
-            yield f"[{block.type}: this model cannot be shown it]"
+            yield unseen(block.type)
 
 
 def _document(block: DocumentBlock) -> str:
@@ -165,7 +163,7 @@ def prompting_of(request: Conversation) -> ReplyOptions:
         tool_choice=_choice(request),
         variables=_variables(request, continues),
         continues=continues,
-        grammar=None if form is None else Grammar("json_schema", json.dumps(form.answer_schema)),
+        grammar=None if form is None else schema_grammar(form.answer_schema),
     )
 
 
@@ -176,9 +174,7 @@ def _own(tools: Sequence[Tool]) -> list[Tool]:
 
 def warn_of_tools(request: Conversation) -> None:
     """Say which tools the model is not told of."""
-    left = {tool.type or "" for tool in request.tools or () if not tool.custom}
-    if left:
-        _LOG.warning("/v1/messages: tools of Anthropic's servers left out: %s", listed(left))
+    warn_of_left_out(tool.type or "" for tool in request.tools or () if not tool.custom)
 
 
 def _continues(request: Conversation) -> bool:

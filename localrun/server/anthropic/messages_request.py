@@ -20,7 +20,7 @@ from localrun.server.anthropic.blocks import (
 )
 from localrun.server.fields import MAX_NAME_CHARS, MAX_TOKENS, Body, Stops, Strict, refuse
 from localrun.server.sampling import SamplingFields
-from localrun.server.tools import MAX_TOOLS
+from localrun.server.tools import MAX_TOOLS, checked_name
 
 
 class AnthropicMessage(Strict):
@@ -58,9 +58,11 @@ class Tool(Strict):
     @field_validator("name")
     @classmethod
     def _named(cls, name: str, info: ValidationInfo) -> str:
-        if not name and _is_custom(info.data.get("type")):
+        if not _is_custom(info.data.get("type")):
+            return name
+        if not name:
             raise refuse("missing: a tool has a name")
-        return name
+        return checked_name(name)
 
     @field_validator("input_schema")
     @classmethod

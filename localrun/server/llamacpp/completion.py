@@ -58,4 +58,4 @@ async def _answered(
     if not body.stream:
         return await answering.whole(asked, partial(completion_answer.completion, answer))
     chunks = partial(completion_answer.chunks, answer)
-    return await answering.streamed(asked, chunks, goodbye=completion_answer.goodbye())
+    return await answering.events(asked, chunks, goodbye=completion_answer.goodbye())

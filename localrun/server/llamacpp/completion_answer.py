@@ -6,18 +6,19 @@ https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any
 
 from localrun.chat.messages import ReplyEvent
 from localrun.engine.request import FinishReason, SamplingParams, Timings, TokenLogprob
-from localrun.errors import EngineError, LocalrunError
+from localrun.errors import LocalrunError
 from localrun.server.answering import Document
-from localrun.server.answers import finish_of
+from localrun.server.answers import finish_of, unfinished
 from localrun.server.errors import STOPPING, openai_shape, refusal_of
+from localrun.server.gathered import Gathered, gathered
 from localrun.server.llamacpp.completion_asked import Told
-from localrun.server.llamacpp.completion_request import LlamaFields
-from localrun.server.openai.chat_answer import UNLIKELY
+from localrun.server.llamacpp.completion_request import CompletionRequest, LlamaFields
+from localrun.server.logprobs import UNLIKELY
 from localrun.server.sent import server_sent
 from localrun.server.timings import llama_timings
 
@@ -36,20 +37,29 @@ class Answer:
 
     @property
     def choices(self) -> int:
-        """How many there are, once the model has been asked."""
-        return len(self.told.prompts) * self.told.n
+        """How many answers there are."""
+        request = self.request
+        prompts = len(request.prompt) if isinstance(request, CompletionRequest) else 1
+        return prompts * self.told.n
 
-    def last(self, choice: _Choice, index: int, *, streamed: bool) -> dict[str, Any]:
+    def whole(self, answer: Gathered, index: int) -> dict[str, Any]:
+        """All of an answer as one document."""
+        document = self.last(answer.last, index, has_new_line="\n" in answer.text)
+        document["content"] = answer.text
+        if self.request.return_tokens:
+            document["tokens"] = answer.tokens
+        if answer.logprobs:
+            document["completion_probabilities"] = probabilities(answer.logprobs)
+        return self.picked(document)
+
+    def last(self, event: ReplyEvent, index: int, *, has_new_line: bool) -> dict[str, Any]:
         """The document that ends an answer; of what came in chunks it holds nothing more."""
-        assert choice.finish is not None
-        timings = choice.timings or NO_TIMINGS
+        finish, timings = finish_of(event), event.timings or NO_TIMINGS
         made, read = timings.generated_tokens, timings.prompt_tokens
-        content = "".join(choice.content)
-        whole = not streamed
-        document: dict[str, Any] = {
+        return {
             "index": index,
-            "content": content if whole else "",
-            "tokens": choice.tokens if whole and self.request.return_tokens else [],
+            "content": "",
+            "tokens": [],
             "id_slot": SLOT,
             "stop": True,
             "model": self.model,
@@ -57,16 +67,17 @@ class Answer:
             "tokens_evaluated": read,
             "generation_settings": self._settings(),
             "prompt": self.told.prompts[index // self.told.n],
-            "has_new_line": choice.has_new_line,
-            "truncated": choice.finish is FinishReason.LENGTH and made + read >= self.told.n_ctx,
-            "stop_type": choice.stop_type,
-            "stopping_word": choice.stopped or "",
+            "has_new_line": has_new_line,
+            "truncated": finish is FinishReason.LENGTH and made + read >= self.told.n_ctx,
+            "stop_type": _stop_type(event),
+            "stopping_word": event.stopped or "",
             # All that the context holds: the token that was drawn last is in none yet.
             "tokens_cached": read + max(made - 1, 0),
             "timings": llama_timings(timings),
         }
-        if whole and choice.logprobs:
-            document["completion_probabilities"] = probabilities(choice.logprobs)
+
+    def picked(self, document: dict[str, Any]) -> dict[str, Any]:
+        """Those of its fields that were asked for."""
         fields = self.request.response_fields
         return picked(document, fields) if fields else document
 
@@ -112,39 +123,13 @@ def sampling_settings(sampling: SamplingParams) -> dict[str, Any]:
     }
 
 
-class _Choice:
-    """One of the answers, gathered to its end."""
-
-    def __init__(self) -> None:
-        self.content: list[str] = []
-        self.tokens: list[int] = []
-        self.logprobs: list[TokenLogprob] = []
-        self.finish: FinishReason | None = None
-        self.stopped: str | None = None
-        self.timings: Timings | None = None
-        self.has_new_line = False
-
-    def take(self, event: ReplyEvent) -> None:
-        self.content.append(event.text)
-        self.tokens += event.tokens
-        self.logprobs += event.logprobs
-        self.pass_on(event)
-
-    def pass_on(self, event: ReplyEvent) -> None:
-        """Remember all but what it says: that has been told."""
-        if "\n" in event.text:
-            self.has_new_line = True
-        if event.finish is not None:
-            self.finish, self.timings = finish_of(event), event.timings
-            self.stopped = event.stopped
-
-    @property
-    def stop_type(self) -> str:
-        if self.stopped is not None:
-            return "word"
-        if self.finish is FinishReason.STOP:
-            return "eos"
-        return "limit" if self.finish is FinishReason.LENGTH else "none"
+def _stop_type(last: ReplyEvent) -> str:
+    if last.stopped is not None:
+        return "word"
+    finish = finish_of(last)
+    if finish is FinishReason.STOP:
+        return "eos"
+    return "limit" if finish is FinishReason.LENGTH else "none"
 
 
 async def completion(answer: Answer, events: AsyncIterator[ReplyEvent]) -> Document:
@@ -153,55 +138,48 @@ async def completion(answer: Answer, events: AsyncIterator[ReplyEvent]) -> Docum
     Raises:
         LocalrunError: what a generation raised, or EngineError for what it ended with.
     """
-    choices: dict[int, _Choice] = {}
-    async for event in events:
-        choices.setdefault(event.choice, _Choice()).take(event)
-        if event.finish is not None and _over(choices, answer):
-            break
-    else:
-        raise EngineError("the generation ended without a last event")
-    documents = [answer.last(choices[at], at, streamed=False) for at in range(answer.choices)]
+    found = await gathered(events, answer.choices)
+    documents = [answer.whole(each, index) for index, each in enumerate(found)]
     return documents if len(documents) > 1 else documents[0]
 
 
 async def chunks(answer: Answer, events: AsyncIterator[ReplyEvent]) -> AsyncGenerator[bytes]:
     """The answers as server-sent events; the last of each has ``stop`` true and tells all but the
     text. There is no word behind them. An error ends the stream as an event of its own."""
-    choices: dict[int, _Choice] = {}
-    pieces: dict[int, _Pieces] = {}
+    pieces = [_Pieces(at) for at in range(answer.choices)]
+    ended = 0
     try:
         async for event in events:
-            at = event.choice
-            if at not in choices:
-                choices[at], pieces[at] = _Choice(), _Pieces(at)
+            told = pieces[event.choice]
             if event.text or event.tokens:
-                yield pieces[at].chunk(event)
-            choices[at].pass_on(event)
+                yield told.chunk(event)
             if event.finish is None:
                 continue
-            yield server_sent(answer.last(choices[at], at, streamed=True))
-            if _over(choices, answer):
+            last = answer.last(event, event.choice, has_new_line=told.has_new_line)
+            yield server_sent(answer.picked(last))
+            ended += 1
+            if ended == answer.choices:
                 break
+        else:
+            raise unfinished()
     except LocalrunError as error:
         yield server_sent(openai_shape(refusal_of(error)))
-
-
-def _over(choices: Mapping[int, _Choice], answer: Answer) -> bool:
-    ended = sum(choice.finish is not None for choice in choices.values())
-    return ended == answer.choices
 
 
 class _Pieces:
     """The chunks of one answer. Written by hand: thousands leave in a second, and differ in their
     text and ids alone."""
 
-    __slots__ = ("_after", "_before")
+    __slots__ = ("_after", "_before", "has_new_line")
 
     def __init__(self, index: int) -> None:
+        self.has_new_line = False
         self._before = b'data: {"index":%d,"content":' % index
         self._after = b'],"stop":false,"id_slot":%d' % SLOT
 
     def chunk(self, event: ReplyEvent) -> bytes:
+        if "\n" in event.text:
+            self.has_new_line = True
         text = json.dumps(event.text).encode()
         ids = ",".join(map(str, event.tokens)).encode()
         tail = b"}\n\n"

@@ -17,13 +17,13 @@ from localrun.chat.messages import (
 )
 from localrun.engine.request import FinishReason, SamplingParams
 from localrun.server.answering import Ask
+from localrun.server.forms import grammar_of
 from localrun.server.llamacpp.completion_request import (
     CompletionRequest,
     InfillRequest,
     LlamaFields,
 )
-from localrun.server.openai.completions_asked import naming, text_of
-from localrun.server.openai.forms import grammar_of
+from localrun.server.prompts import naming, text_of
 from localrun.server.sampling import sampling_of
 
 # llama.cpp's sampler drops what an infilled text would hardly go on with, by rules of its own; here

@@ -31,8 +31,9 @@ from localrun.server.fields import (
     Strict,
     refuse,
 )
-from localrun.server.openai.completions_request import MAX_ANSWERS, TokenId, is_id
-from localrun.server.openai.forms import FormFields
+from localrun.server.forms import FormFields
+from localrun.server.images import why_no_bare_image
+from localrun.server.prompts import MAX_ANSWERS, TokenId, is_id
 from localrun.server.sampling import SamplingFields
 
 MAX_TEMPERATURE: Final = 10.0
@@ -66,8 +67,9 @@ def prompts_of(value: object) -> tuple[Prompt, ...]:
 
 def _prompt(at: int, value: object) -> Prompt:
     if isinstance(value, dict):
-        if value.get("multimodal_data"):
-            raise refuse(f"prompt {at} has images: no model here has a projector for them")
+        if images := value.get("multimodal_data"):
+            first = images[0] if isinstance(images, list) else images
+            raise refuse(f"prompt {at} has images: {why_no_bare_image(first)}")
         value = value.get("prompt_string")
     parts = parts_of(value)
     if parts is None:

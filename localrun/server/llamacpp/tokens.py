@@ -5,6 +5,7 @@ https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Request
@@ -20,7 +21,8 @@ from localrun.server.llamacpp.completion_request import Mixed, parts_of
 from localrun.server.llamacpp.meant import meant
 from localrun.server.openai.chat_asked import messages_of, options_of
 from localrun.server.openai.chat_request import ChatRequest
-from localrun.server.openai.completions_request import TokenId
+from localrun.server.prompts import TokenId
+from localrun.server.turns import converted
 
 # Far beyond any context; the list of a text's tokens is longer than the text.
 MAX_CHARS = 1 << 20
@@ -79,11 +81,12 @@ def add_routes(app: FastAPI, answering: Answering) -> None:
 
     @app.post("/apply-template")
     async def apply_template(body: TemplateRequest, request: Request) -> Response:
+        said = await converted(len(body.messages), partial(messages_of, body))
+        options = options_of(body, asker(request, body.user))
+
         async def work(model: ServedModel) -> dict[str, Any]:
             try:
-                prompt, _ = await model.prompt(
-                    messages_of(body), options_of(body, asker(request, body.user))
-                )
+                prompt, _ = await model.prompt(said, options)
             except ContextLengthError as error:
                 error.field = error.field or "messages"
                 raise

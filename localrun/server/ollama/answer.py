@@ -14,10 +14,11 @@ from typing import Any, Final
 
 from localrun.chat.messages import ReplyEvent, ServedModel
 from localrun.engine.request import FinishReason, Timings, TokenLogprob
-from localrun.errors import EngineError, LocalrunError
-from localrun.server.answers import finish_of
+from localrun.errors import LocalrunError
+from localrun.server.answers import finish_of, unfinished
 from localrun.server.calls import GatheredCalls, arguments_of
 from localrun.server.errors import STOPPING, ollama_shape, refusal_of
+from localrun.server.logprobs import told_tokens
 from localrun.server.sent import TextSlot, json_line
 
 FINISH: Final = {
@@ -25,8 +26,6 @@ FINISH: Final = {
     FinishReason.LENGTH: "length",
     FinishReason.CANCELLED: "stop",
 }
-# What is told of a token that cannot come: JSON has no infinity.
-_UNLIKELY: Final = -9999.0
 
 Part = Callable[[dict[str, Any]], dict[str, Any]]
 """Where ``content``, ``thinking`` and ``tool_calls`` stand in a line."""
@@ -89,7 +88,7 @@ class Answer:
             if event.finish is not None:
                 break
         else:
-            raise EngineError("the generation ended without a last event")
+            raise unfinished()
         said: dict[str, Any] = {"content": "".join(content)}
         if any(thinking):
             said["thinking"] = "".join(thinking)
@@ -127,6 +126,8 @@ class Answer:
                         yield json_line(self.line({"content": "", "tool_calls": whole}))
                     yield json_line(self.line({"content": ""}) | ending)
                     break
+            else:
+                raise unfinished()
         except LocalrunError as error:
             yield json_line(ollama_shape(refusal_of(error)))
 
@@ -157,19 +158,7 @@ def called(calls: GatheredCalls) -> list[dict[str, Any]]:
 
 def told_logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
     """Nothing where none were asked for."""
-    if not tokens:
-        return {}
-    told = [
-        _logprob(each.text, each.logprob)
-        | {"top_logprobs": [_logprob(text, logprob) for _, text, logprob in each.top]}
-        for each in tokens
-    ]
-    return {"logprobs": told}
-
-
-def _logprob(text: bytes, logprob: float) -> dict[str, Any]:
-    shown = text.decode("utf-8", "replace")
-    return {"token": shown, "logprob": max(logprob, _UNLIKELY), "bytes": list(text)}
+    return {"logprobs": told_tokens(tokens)} if tokens else {}
 
 
 def _cost(timings: Timings) -> dict[str, int]:

@@ -5,6 +5,8 @@ https://docs.ollama.com/api/chat
 
 from __future__ import annotations
 
+from functools import partial
+
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
@@ -14,6 +16,7 @@ from localrun.server.ollama.answer import Answer, Course, chat_part
 from localrun.server.ollama.chat_asked import FORM, messages_of, options_of
 from localrun.server.ollama.chat_request import ChatRequest
 from localrun.server.ollama.generating import Wanted, generated, kept
+from localrun.server.turns import converted
 
 
 def add_routes(app: FastAPI, answering: Answering) -> None:
@@ -23,6 +26,7 @@ def add_routes(app: FastAPI, answering: Answering) -> None:
         if not body.messages:
             return await kept(answering, request, body, answer)
         options = options_of(body, asker(request))
-        ask = conversation(messages_of(body.messages), options)
+        said = await converted(len(body.messages), partial(messages_of, body.messages))
+        ask = conversation(said, options)
         form = "tools" if body.format is None else FORM
         return await generated(answering, Wanted(request, body, answer, ask), form=form)

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from localrun.engine import limits
 from localrun.server.fields import MAX_TOKENS, Body, StopText, list_of, refuse
+from localrun.server.images import why_no_bare_image
 from localrun.server.ollama.names import plain
 from localrun.server.sampling import SamplingFields
 from localrun.server.thinking import thinking_variables
@@ -85,7 +86,7 @@ def think_of(value: object) -> object:
 
 def no_images(images: list[Any] | None) -> list[Any] | None:
     if images:
-        raise refuse("this model has no projector: it takes text alone")
+        raise refuse(why_no_bare_image(images[0]))
     return images
 
 

@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from localrun.chat.messages import CallDelta, ReplyEvent
-from localrun.engine.request import FinishReason, Timings, TokenLogprob
-from localrun.errors import EngineError, LocalrunError
-from localrun.server.answers import finish_of
-from localrun.server.calls import GatheredCalls
+from localrun.engine.request import FinishReason, Timings
+from localrun.errors import LocalrunError
+from localrun.server.answers import finish_of, unfinished
 from localrun.server.errors import STOPPING, openai_shape, refusal_of
+from localrun.server.gathered import Gathered, gathered
+from localrun.server.logprobs import logprobs
 from localrun.server.sent import TextSlot, server_sent
 from localrun.server.timings import llama_timings, usage
 
 DONE = b"data: [DONE]\n\n"
-# What OpenAI tells of a token that cannot come: JSON has no infinity.
-UNLIKELY = -9999.0
 FINISH = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length", FinishReason.CANCELLED: "stop"}
 
 
@@ -39,44 +38,23 @@ class Answer:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
 
-class _Choice:
-    """One of the answers, gathered to its end."""
-
-    def __init__(self) -> None:
-        self.content: list[str] = []
-        self.reasoning: list[str] = []
-        self.calls = GatheredCalls()
-        self.logprobs: list[TokenLogprob] = []
-        self.finish: FinishReason | None = None
-        self.timings: Timings | None = None
-
-    def take(self, event: ReplyEvent) -> None:
-        self.content.append(event.text)
-        self.reasoning.append(event.reasoning)
-        if event.call is not None:
-            self.calls.take(event.call)
-        self.logprobs += event.logprobs
-        if event.finish is not None:
-            self.finish, self.timings = finish_of(event), event.timings
-
-    def body(self, index: int) -> dict[str, Any]:
-        assert self.finish is not None
-        message: dict[str, Any] = {"role": "assistant", "content": "".join(self.content)}
-        if any(self.reasoning):
-            message["reasoning_content"] = "".join(self.reasoning)
-        if self.calls:
-            # OpenAI: null where nothing was said beside.
-            message["content"] = message["content"] or None
-            message["tool_calls"] = [
-                {"id": id_, "type": "function", "function": {"name": name, "arguments": arguments}}
-                for id_, name, arguments in self.calls
-            ]
-        return {
-            "index": index,
-            "message": message,
-            "finish_reason": _finish(self.finish, bool(self.calls)),
-            "logprobs": logprobs(self.logprobs),
-        }
+def _choice(answer: Gathered, index: int) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": answer.text}
+    if answer.reasoning:
+        message["reasoning_content"] = answer.reasoning
+    if answer.calls:
+        # OpenAI: null where nothing was said beside.
+        message["content"] = message["content"] or None
+        message["tool_calls"] = [
+            {"id": id_, "type": "function", "function": {"name": name, "arguments": arguments}}
+            for id_, name, arguments in answer.calls
+        ]
+    return {
+        "index": index,
+        "message": message,
+        "finish_reason": _finish(answer.finish, bool(answer.calls)),
+        "logprobs": logprobs(answer.logprobs),
+    }
 
 
 async def completion(model: str, events: AsyncIterator[ReplyEvent], n: int = 1) -> dict[str, Any]:
@@ -85,16 +63,10 @@ async def completion(model: str, events: AsyncIterator[ReplyEvent], n: int = 1) 
     Raises:
         LocalrunError: what the generation raised, or EngineError for what it ended with.
     """
-    choices = [_Choice() for _ in range(n)]
-    async for event in events:
-        choices[event.choice].take(event)
-        if event.finish is not None and all(choice.finish for choice in choices):
-            break
-    else:
-        raise EngineError("the generation ended without a last event")
-    bodies = [choice.body(index) for index, choice in enumerate(choices)]
-    document = Answer(model).head("chat.completion") | {"choices": bodies}
-    timings = [choice.timings for choice in choices if choice.timings is not None]
+    answers = await gathered(events, n)
+    choices = [_choice(answer, index) for index, answer in enumerate(answers)]
+    document = Answer(model).head("chat.completion") | {"choices": choices}
+    timings = [answer.last.timings for answer in answers if answer.last.timings is not None]
     if timings:
         document["usage"] = usage(timings)
     if len(timings) == 1:
@@ -124,7 +96,8 @@ class _Chunks:
 
     def told(self, event: ReplyEvent, key: str, text: str) -> bytes:
         """The chunk of some text. Nearly all differ in it alone, and thousands leave a second."""
-        if event.logprobs:
+        # OpenAI's are those of the content: a thought's are told of nowhere.
+        if event.logprobs and key == "content":
             return server_sent(self.chunk(event, {key: text}))
         slot = self._slots.get((event.choice, key))
         if slot is None:
@@ -175,6 +148,8 @@ async def chunks(
             ended.append(event.timings)
             if len(ended) == n:
                 break
+        else:
+            raise unfinished()
         counted = [timings for timings in ended if timings is not None]
         if include_usage and counted:
             yield server_sent(made.head | {"choices": [], "usage": usage(counted)})
@@ -185,25 +160,6 @@ async def chunks(
 
 def _finish(reason: FinishReason, called: bool) -> str:
     return "tool_calls" if called and reason is FinishReason.STOP else FINISH[reason]
-
-
-def logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any] | None:
-    """https://platform.openai.com/docs/api-reference/chat/object: a token's text has marks in place
-    of the bytes that are no text alone; ``bytes`` has them all. None where nothing was asked for.
-    """
-    if not tokens:
-        return None
-    content = [
-        _logprob(each.text, each.logprob)
-        | {"top_logprobs": [_logprob(text, logprob) for _, text, logprob in each.top]}
-        for each in tokens
-    ]
-    return {"content": content, "refusal": None}
-
-
-def _logprob(text: bytes, logprob: float) -> dict[str, Any]:
-    shown = text.decode("utf-8", "replace")
-    return {"token": shown, "logprob": max(logprob, UNLIKELY), "bytes": list(text)}
 
 
 def goodbye() -> bytes:

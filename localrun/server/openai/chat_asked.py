@@ -12,8 +12,8 @@ from localrun.chat.messages import (
     ToolCall,
     ToolChoice,
 )
+from localrun.server.forms import grammar_of
 from localrun.server.openai.chat_request import ChatMessage, ChatRequest, NamedTool
-from localrun.server.openai.forms import grammar_of
 from localrun.server.sampling import sampling_of
 from localrun.server.thinking import thinking_variables
 

@@ -5,45 +5,30 @@ https://platform.openai.com/docs/api-reference/chat/create
 
 from __future__ import annotations
 
-import json
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from localrun.engine import limits
+from localrun.server.calls import JsonObject
 from localrun.server.fields import (
     MAX_CHOICES,
     MAX_NAME_CHARS,
     MAX_TOKENS,
     Body,
-    Content,
     Stops,
     Strict,
     refuse,
 )
-from localrun.server.openai.forms import FormFields, grammar_of
+from localrun.server.forms import FormFields, grammar_of
+from localrun.server.parts import Content
 from localrun.server.sampling import SamplingFields
 from localrun.server.tools import Tools
 
 
-def object_of(arguments: object) -> object:
-    """A tool call's arguments as an object. They travel as a string that holds JSON."""
-    if not isinstance(arguments, str):
-        return arguments
-    try:
-        value = json.loads(arguments or "{}")
-    except (ValueError, RecursionError) as error:
-        raise refuse("not JSON in a string") from error
-    if not isinstance(value, dict):
-        raise refuse("not a JSON object in a string")
-    return value
-
-
 class Function(Strict):
     name: str = Field(min_length=1, max_length=MAX_NAME_CHARS)
-    arguments: Annotated[
-        dict[str, Any], BeforeValidator(object_of, json_schema_input_type=str | dict[str, Any])
-    ] = Field(default_factory=dict)
+    arguments: JsonObject = Field(default_factory=dict)
 
 
 class CalledTool(Strict):

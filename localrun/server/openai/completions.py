@@ -29,4 +29,4 @@ def add_routes(app: FastAPI, answering: Answering) -> None:
         options = body.stream_options
         include_usage = options is not None and options.include_usage
         chunks = partial(completions_answer.chunks, answer, include_usage=include_usage)
-        return await answering.streamed(asked, chunks, goodbye=chat_answer.goodbye())
+        return await answering.events(asked, chunks, goodbye=chat_answer.goodbye())

@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from localrun.chat.messages import ReplyEvent
-from localrun.engine.request import FinishReason, Timings, TokenLogprob
-from localrun.errors import EngineError, LocalrunError
-from localrun.server.answers import finish_of
+from localrun.engine.request import Timings, TokenLogprob
+from localrun.errors import LocalrunError
+from localrun.server.answers import finish_of, unfinished
 from localrun.server.errors import openai_shape, refusal_of
-from localrun.server.openai.chat_answer import DONE, FINISH, UNLIKELY
+from localrun.server.gathered import Gathered, gathered
+from localrun.server.logprobs import UNLIKELY
+from localrun.server.openai.chat_answer import DONE, FINISH
 from localrun.server.sent import TextSlot, server_sent
 from localrun.server.timings import llama_timings, usage
 
@@ -98,29 +100,13 @@ def _shown(text: bytes) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in text)
 
 
-class _Choice:
-    """One of the answers, gathered to its end."""
-
-    def __init__(self) -> None:
-        self.text: list[str] = []
-        self.logprobs: list[TokenLogprob] = []
-        self.finish: FinishReason | None = None
-        self.timings: Timings | None = None
-
-    def take(self, event: ReplyEvent) -> None:
-        self.text.append(event.text)
-        self.logprobs += event.logprobs
-        if event.finish is not None:
-            self.finish, self.timings = finish_of(event), event.timings
-
-    def body(self, index: int) -> dict[str, Any]:
-        assert self.finish is not None
-        return {
-            "index": index,
-            "text": "".join(self.text),
-            "logprobs": _Logprobs().take(self.logprobs),
-            "finish_reason": FINISH[self.finish],
-        }
+def _choice(answer: Gathered, index: int) -> dict[str, Any]:
+    return {
+        "index": index,
+        "text": answer.text,
+        "logprobs": _Logprobs().take(answer.logprobs),
+        "finish_reason": FINISH[answer.finish],
+    }
 
 
 async def completion(wanted: Wanted, events: AsyncIterator[ReplyEvent]) -> dict[str, Any]:
@@ -129,16 +115,14 @@ async def completion(wanted: Wanted, events: AsyncIterator[ReplyEvent]) -> dict[
     Raises:
         LocalrunError: what a generation raised, or EngineError for what it ended with.
     """
-    choices = [_Choice() for _ in range(wanted.choices)]
-    async for event in events:
-        choices[event.choice].take(event)
-        if event.finish is not None and all(choice.finish for choice in choices):
-            break
-    else:
-        raise EngineError("the generation ended without a last event")
-    bodies = [choice.body(index) for index, choice in enumerate(choices)]
-    ended = {at: choice.timings for at, choice in enumerate(choices) if choice.timings is not None}
-    document = wanted.head | {"choices": bodies}
+    answers = await gathered(events, wanted.choices)
+    choices = [_choice(answer, index) for index, answer in enumerate(answers)]
+    ended = {
+        at: answer.last.timings
+        for at, answer in enumerate(answers)
+        if answer.last.timings is not None
+    }
+    document = wanted.head | {"choices": choices}
     if len(ended) == wanted.choices:
         document["usage"] = wanted.usage(ended)
     if len(ended) == wanted.choices == 1:
@@ -199,6 +183,8 @@ async def chunks(
             yield server_sent(last)
             if len(ended) == wanted.choices:
                 break
+        else:
+            raise unfinished()
         counted = {at: timings for at, timings in ended.items() if timings is not None}
         if include_usage and len(counted) == wanted.choices:
             yield server_sent(made.head | {"choices": [], "usage": wanted.usage(counted)})

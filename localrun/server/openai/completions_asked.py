@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from itertools import groupby
 
 from localrun.chat.messages import (
     Gap,
@@ -14,10 +13,10 @@ from localrun.chat.messages import (
     RequestContext,
     ServedModel,
 )
-from localrun.errors import ContextLengthError
 from localrun.server.answering import Ask
+from localrun.server.forms import grammar_of
 from localrun.server.openai.completions_request import CompletionRequest
-from localrun.server.openai.forms import grammar_of
+from localrun.server.prompts import naming, text_of
 from localrun.server.sampling import sampling_of
 
 
@@ -55,33 +54,6 @@ def form_of(request: CompletionRequest) -> str | None:
     """The field that says what form the answer has, if any does."""
     grammar = grammar_of(request)
     return None if grammar is None else grammar[0]
-
-
-async def naming(events: AsyncGenerator[ReplyEvent], field: str) -> AsyncGenerator[ReplyEvent]:
-    """The events; a text that is too long is told by the ``field`` that it came in."""
-    try:
-        async with aclosing(events):
-            async for event in events:
-                yield event
-    except ContextLengthError as error:
-        error.field = error.field or field
-        raise
-
-
-async def text_of(prompt: Prompt, model: ServedModel) -> str:
-    """A prompt as text: what its ids stand for among it.
-
-    Raises:
-        RequestError: an id is no token of the model's.
-    """
-    told: list[bytes] = []
-    # Ids in a row are asked for at once: each question goes to the engine's process and back.
-    for kind, parts in groupby(prompt.parts, type):
-        if kind is str:
-            told += [part.encode() for part in parts if isinstance(part, str)]
-        else:
-            told += await model.pieces([part for part in parts if isinstance(part, int)])
-    return b"".join(told).decode("utf-8", "replace")
 
 
 async def _echoed(

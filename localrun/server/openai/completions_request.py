@@ -5,7 +5,7 @@ https://platform.openai.com/docs/api-reference/completions/create
 
 from __future__ import annotations
 
-from typing import Annotated, Final, TypeGuard
+from typing import Annotated, Final
 
 from pydantic import Field, PlainValidator, ValidationInfo, field_validator
 
@@ -18,15 +18,13 @@ from localrun.server.fields import (
     Stops,
     refuse,
 )
+from localrun.server.forms import FormFields
 from localrun.server.openai.chat_request import StreamOptions
-from localrun.server.openai.forms import FormFields
+from localrun.server.prompts import MAX_ANSWERS, TokenId, is_id
 from localrun.server.sampling import SamplingFields
 
 MAX_LOGPROBS: Final = 5
-# As many as may wait at an engine.
-MAX_ANSWERS: Final = 64
 
-TokenId = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
 TextsOrIds = (
     Annotated[str, Field(min_length=1)]
     | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
@@ -34,10 +32,6 @@ TextsOrIds = (
     | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1)]
 )
 """The four ways to write texts, as the document of the API shows them."""
-
-
-def is_id(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS
 
 
 def texts_of(value: object) -> tuple[Prompt, ...]:

@@ -5,6 +5,7 @@ https://platform.openai.com/docs/api-reference/embeddings
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import struct
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from pydantic import Field, field_validator
 from localrun.chat.messages import Prompt, ServedModel
 from localrun.engine.limits import MAX_TEXTS
 from localrun.errors import RequestError
-from localrun.server.answering import Answering
+from localrun.server.answering import AT_A_TIME, Answering
 from localrun.server.context import asker
 from localrun.server.fields import MAX_NAME_CHARS, MAX_TOKENS, Body, refuse
 from localrun.server.openai.completions_request import Texts
@@ -53,23 +54,21 @@ def add_routes(app: FastAPI, answering: Answering) -> None:
             except RequestError as error:
                 error.field = error.field or "input"
                 raise
-            return _document(body, embedded.vectors, embedded.tokens)
+            return await _document(body, embedded.vectors, embedded.tokens)
 
         return await answering.with_model(request, body.model, work)
 
 
-def _document(
+async def _document(
     body: EmbeddingsRequest, vectors: Sequence[Sequence[float]], tokens: int
 ) -> dict[str, Any]:
     packed = body.encoding_format == "base64"
-    data = [
-        {
-            "object": "embedding",
-            "index": index,
-            "embedding": _packed(vector) if packed else list(vector),
-        }
-        for index, vector in enumerate(vectors)
-    ]
+    data: list[dict[str, Any]] = []
+    for index, vector in enumerate(vectors):
+        if index % AT_A_TIME == 0:
+            await asyncio.sleep(0)
+        told = _packed(vector) if packed else vector
+        data.append({"object": "embedding", "index": index, "embedding": told})
     return {
         "object": "list",
         "data": data,

@@ -21,7 +21,8 @@ from localrun.engine.request import FinishReason, Timings
 from localrun.errors import EngineError, LocalrunError
 from localrun.server.answers import finish_of
 from localrun.server.errors import STOPPING, Refusal, refusal_of
-from localrun.server.openai.responses.output import Item, Output, Status, Step, tokens
+from localrun.server.logprobs import told_tokens
+from localrun.server.openai.responses.output import Item, Output, Status, Step
 from localrun.server.openai.responses.tools import Toolbox
 from localrun.server.sent import compact, server_sent
 from localrun.server.ticks import ticking
@@ -208,7 +209,7 @@ class _Stream:
         item = step.item
         assert item.delta is not None
         if step.logprobs:
-            text = {"delta": step.text, "logprobs": tokens(step.logprobs)}
+            text = {"delta": step.text, "logprobs": told_tokens(step.logprobs)}
             return self.event(item.delta, self._of(item) | item.place | text)
         return self._delta_of(item, step.text)
 

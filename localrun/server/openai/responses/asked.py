@@ -20,6 +20,7 @@ from localrun.chat.messages import (
 )
 from localrun.engine.request import Grammar
 from localrun.errors import RequestError
+from localrun.server.forms import schema_grammar
 from localrun.server.openai.responses.items import (
     AgentMessageItem,
     CallOutputItem,
@@ -38,13 +39,12 @@ from localrun.server.openai.responses.request import Named, ResponsesRequest
 from localrun.server.openai.responses.tools import Toolbox, toolbox
 from localrun.server.sampling import sampling_of
 from localrun.server.thinking import thinking_variables
-from localrun.server.tools import listed
+from localrun.server.tools import listed, warn_of_left_out
 
 logger = logging.getLogger("localrun.server")
 
 # Before the text of a thought that went through a client as one it cannot read.
 _SEAL: Final = "localrun."
-_ANY_OBJECT: Final = {"type": "object"}
 
 
 def toolbox_of(request: ResponsesRequest) -> Toolbox:
@@ -57,8 +57,7 @@ def toolbox_of(request: ResponsesRequest) -> Toolbox:
         if isinstance(item, MoreToolsItem | SearchOutputItem):
             tools += item.tools
     box = toolbox(tools)
-    if box.left_out:
-        logger.warning("tools that nobody here runs are left out: %s", listed(box.left_out))
+    warn_of_left_out(box.left_out)
     return box
 
 
@@ -240,8 +239,7 @@ def _grammar(request: ResponsesRequest) -> Grammar | None:
     form = None if request.text is None else request.text.format
     if form is None or form.type == "text":
         return None
-    schema = form.json_schema if form.type == "json_schema" else _ANY_OBJECT
-    return Grammar("json_schema", json.dumps(schema))
+    return schema_grammar(form.json_schema if form.type == "json_schema" else None)
 
 
 def _choice(request: ResponsesRequest, tools: Toolbox) -> tuple[ToolChoice, frozenset[str] | None]:

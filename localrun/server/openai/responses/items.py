@@ -6,19 +6,16 @@ sends beside is in https://github.com/openai/codex/blob/main/codex-rs/protocol/s
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 
+from localrun.server.calls import JsonObject
 from localrun.server.fields import MAX_NAME_CHARS, Strict, refuse
-from localrun.server.openai.chat_request import object_of
 from localrun.server.openai.responses.parts import ResultText, Text
 from localrun.server.openai.responses.tools import Name, Tools
 
 Id = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS)]
-JsonObject = Annotated[
-    dict[str, Any], BeforeValidator(object_of, json_schema_input_type=str | dict[str, Any])
-]
 
 
 class MessageItem(Strict):

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Final, Literal, NamedTuple
 from localrun.chat.messages import CallDelta, ReplyEvent
 from localrun.engine.request import TokenLogprob
 from localrun.server.calls import arguments_of
-from localrun.server.openai.chat_answer import logprobs
+from localrun.server.logprobs import told_tokens
 from localrun.server.openai.responses.asked import sealed
 from localrun.server.openai.responses.freeform import FreeformInput
 from localrun.server.openai.responses.tools import Tool, Toolbox
@@ -133,7 +133,7 @@ class Said(Item):
         return [("response.content_part.added", {**self.place, "part": self._part("", ())})]
 
     def closing(self) -> Sequence[Told]:
-        text = {**self.place, "text": self.text, "logprobs": tokens(self.logprobs)}
+        text = {**self.place, "text": self.text, "logprobs": told_tokens(self.logprobs)}
         return [
             ("response.output_text.done", text),
             ("response.content_part.done", {**self.place, "part": self._whole()}),
@@ -154,7 +154,7 @@ class Said(Item):
 
     def _part(self, text: str, given: Sequence[TokenLogprob]) -> dict[str, Any]:
         told = {"type": "output_text", "text": text}
-        return told | {"annotations": [], "logprobs": tokens(given)}
+        return told | {"annotations": [], "logprobs": told_tokens(given)}
 
 
 class Call(Item):
@@ -259,11 +259,6 @@ _CALLS: Final[dict[str, type[Call]]] = {
 }
 
 
-def tokens(given: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
-    told = logprobs(given)
-    return [] if told is None else told["content"]
-
-
 class Step(NamedTuple):
     """What happened to an item: it was opened, has more text, or was closed with a status."""
 
@@ -305,6 +300,9 @@ class Output:
             if not isinstance(self.open, Said):
                 steps += self._opened(Said(len(self.items)))
             steps += self._more(event.text, event.logprobs)
+        elif isinstance(self.open, Said) and not event.reasoning and event.call is None:
+            # A token that has no text, as the one that ends it: told with the whole.
+            self.open.logprobs += event.logprobs
         if event.call is not None:
             if event.call.index != self._call:
                 steps += self._opened(self._called(event.call))

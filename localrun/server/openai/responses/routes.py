@@ -25,6 +25,7 @@ from localrun.server.openai.responses.asked import (
 )
 from localrun.server.openai.responses.request import ResponsesRequest
 from localrun.server.openai.responses.tools import Toolbox
+from localrun.server.turns import converted
 
 PATH: Final = "/v1/responses"
 # A model may load, and a long prompt may wait: clients hear that it goes on before they give up.
@@ -36,9 +37,10 @@ def add_routes(app: FastAPI, answering: Answering) -> None:
     async def responses(body: ResponsesRequest, request: Request) -> Response:
         if body.previous_response_id is not None:
             return response(PATH, _not_kept(body.previous_response_id))
-        tools = toolbox_of(body)
+        turns = len(body.input)
+        tools = await converted(turns, partial(toolbox_of, body))
         options = options_of(body, tools, asker(request, client_of(body)))
-        ask = conversation(messages_of(body, tools), options)
+        ask = conversation(await converted(turns, partial(messages_of, body, tools)), options)
         asked = Asked(request, body.model, ask, form=form_of(body))
         try:
             return await _answered(answering, asked, _answer(body, tools), stream=body.stream)

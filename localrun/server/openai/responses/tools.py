@@ -9,7 +9,8 @@ A model is told of functions alone. What else a client runs itself is a function
     local_shell    a function with the fields of its ``exec`` action
     tool_search    a function with its own parameters, where the client is who searches
 
-Tools that only OpenAI runs (``web_search``, ``file_search``, ``mcp``, …) are left out.
+A name that no model could write is told with underscores, and the client hears its own again. Tools
+that only OpenAI runs (``web_search``, ``file_search``, ``mcp``, …) are left out.
 https://platform.openai.com/docs/api-reference/responses/create#responses-create-tools, and
 https://github.com/openai/codex/blob/main/codex-rs/tools/src/tool_spec.rs
 """
@@ -24,7 +25,7 @@ from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
 from localrun.errors import RequestError
 from localrun.server.fields import MAX_NAME_CHARS, Strict
-from localrun.server.tools import MAX_TOOLS, function_tool
+from localrun.server.tools import MAX_TOOL_NAME, MAX_TOOLS, function_tool, writable
 
 Kind = Literal["function", "custom", "local_shell", "tool_search"]
 DEFAULT_NAMESPACE: Final = "functions"
@@ -168,12 +169,13 @@ class Toolbox:
 
 
 def visible_name(namespace: str | None, name: str) -> str:
-    """As Codex joins the two, with two underscores at least between them."""
+    """As Codex joins the two, with two underscores at least between them; of what no model could
+    write, underscores are made."""
     space = _namespace(namespace)
     if space is None:
-        return name
+        return writable(name)
     between = "" if space.endswith("_") or name.startswith("_") else "__"
-    return f"{space}{between}{name}"
+    return writable(f"{space}{between}{name}")
 
 
 def toolbox(tools: Iterable[AnyTool]) -> Toolbox:
@@ -207,7 +209,8 @@ def _free_name(tool: Tool, taken: Mapping[str, Tool]) -> str:
         tool.name,
     ):
         count += 1
-        name = f"{wanted}_{count}"
+        more = f"_{count}"
+        name = wanted[: MAX_TOOL_NAME - len(more)] + more
     return name
 
 

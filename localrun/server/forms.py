@@ -1,4 +1,4 @@
-"""Knows no engine: the fields that say what form an answer has, and the grammar they ask for.
+"""Knows no dialect: the fields that say what form an answer has, and the grammar they ask for.
 
 https://platform.openai.com/docs/guides/structured-outputs, and what llama.cpp and vLLM have beside.
 """
@@ -13,7 +13,6 @@ from pydantic import Field, ValidationInfo, field_validator
 from localrun.engine.request import Grammar
 from localrun.server.fields import MAX_NAME_CHARS, GrammarText, GuidedChoices, Strict, refuse
 
-_ANY_OBJECT: Final = {"type": "object"}
 # What may say of what form the answer is, in the order of the class: one of them at most.
 _FORMS: Final = ("response_format", "grammar", "json_schema", "guided_json", "guided_regex")
 
@@ -70,18 +69,22 @@ def _held(value: object) -> bool:
     return value is not None and not (isinstance(value, ResponseFormat) and value.type == "text")
 
 
+def schema_grammar(schema: dict[str, Any] | None) -> Grammar:
+    """Of answers that a JSON schema holds for; None holds for any object."""
+    return Grammar("json_schema", json.dumps({"type": "object"} if schema is None else schema))
+
+
 def grammar_of(request: FormFields) -> tuple[str, Grammar] | None:
     """The one form that an answer is asked in, and the field that asks it."""
     form = request.response_format
     if form is not None and form.type == "json_schema" and form.json_schema is not None:
-        return "response_format", _schema(form.json_schema.json_schema)
+        return "response_format", schema_grammar(form.json_schema.json_schema)
     if form is not None and form.type == "json_object":
-        schema = _ANY_OBJECT if form.object_schema is None else form.object_schema
-        return "response_format", _schema(schema)
+        return "response_format", schema_grammar(form.object_schema)
     if request.json_schema is not None:
-        return "json_schema", _schema(request.json_schema)
+        return "json_schema", schema_grammar(request.json_schema)
     if request.guided_json is not None:
-        return "guided_json", _schema(request.guided_json)
+        return "guided_json", schema_grammar(request.guided_json)
     if request.grammar is not None:
         return "grammar", Grammar("gbnf", request.grammar)
     if request.guided_regex is not None:
@@ -89,7 +92,3 @@ def grammar_of(request: FormFields) -> tuple[str, Grammar] | None:
     if request.guided_choice is not None:
         return "guided_choice", Grammar("choice", json.dumps(request.guided_choice))
     return None
-
-
-def _schema(schema: dict[str, Any]) -> Grammar:
-    return Grammar("json_schema", json.dumps(schema))
