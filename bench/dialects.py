@@ -4,9 +4,9 @@
 
 One server of ours answers the same conversations through each route in turn, so the engine does the
 same work, token for token, and what differs is the way through the port. The chat route is driven
-before and after each other route and a ratio is by the mean of the two. Each round has prompts of its
-own, read once before it begins; the order of the routes turns from round to round. How the figures
-are taken is in METHODOLOGY.md. Exit code 1 when a route is slower than the bound.
+before and after each other route and a ratio is by the mean of the two. Each round has prompts of
+its own, read once before it begins; the order of the routes turns from round to round. How the
+figures are taken is in METHODOLOGY.md. Exit code 1 when a route is slower than the bound.
 """
 
 from __future__ import annotations
