@@ -52,7 +52,8 @@ def test_keys_are_in_no_answer_no_log_no_file_and_no_argument(
                         said.append(client.post(path, json=body, headers=headers))
                     wrong = {field: [key] for field in (*body, "stream")}
                     said.append(client.post(path, json=wrong, headers=headers))
-                said.append(client.post("/v1/messages", content=key, headers=headers))
+                plain = headers | {"content-type": "text/plain"}
+                said.append(client.post("/v1/messages", content=key, headers=plain))
         assert {answer.status_code for answer in said} >= {200, 400, 401, 404, 415}
         running = psutil.Process(process.pid)
         arguments = [each.cmdline() for each in (running, *running.children(recursive=True))]
