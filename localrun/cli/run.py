@@ -33,6 +33,7 @@ from localrun.errors import UsageError
 
 if TYPE_CHECKING:
     from localrun.chat.messages import ChatModel, Message, ReplyOptions
+    from localrun.cli.loading import Prepared
     from localrun.engine.request import Timings
 
 Prompt = Annotated[
@@ -70,7 +71,7 @@ def run(
 
     from localrun.chat.messages import Message, ReplyOptions, RequestContext
     from localrun.cli.guessing import guessing, with_guesses
-    from localrun.cli.loading import open_chat, prepare
+    from localrun.cli.loading import prepare
     from localrun.cli.lookup import require_text
     from localrun.cli.options import no_budget_beside_plan
     from localrun.cli.saved_plans import prepare_saved
@@ -105,16 +106,21 @@ def run(
         context=RequestContext(priority="interactive"),
     )
 
-    async def answer() -> Timings | None:
-        model = await open_chat(prepared)
-        try:
-            return await _stream(model, messages, options)
-        finally:
-            await model.close()
-
-    timings = asyncio.run(answer())
+    timings = asyncio.run(_answer(prepared, messages, options))
     if stats and timings is not None:
         _print_stats(timings)
+
+
+async def _answer(
+    prepared: Prepared, messages: list[Message], options: ReplyOptions
+) -> Timings | None:
+    from localrun.cli.loading import open_chat
+
+    model = await open_chat(prepared)
+    try:
+        return await _stream(model, messages, options)
+    finally:
+        await model.close()
 
 
 def read_schema(argument: str) -> str:

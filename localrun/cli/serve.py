@@ -102,7 +102,7 @@ def serve(
     uninstall_service: Uninstall = False,
     yes: Yes = False,
 ) -> int:
-    """Serve models on a local port that OpenAI clients can use."""
+    """Serve models on a local port for editors, agents and SDKs of every dialect."""
     import asyncio
 
     from localrun.cli.beside import plan_together
@@ -110,7 +110,7 @@ def serve(
     from localrun.config import settings
     from localrun.plan.plan import PlanRequest
     from localrun.server.guards import ServerOptions
-    from localrun.server.serving import listen, parse_port
+    from localrun.server.serving import parse_port
 
     here = settings()
     if uninstall_service:
@@ -129,18 +129,14 @@ def serve(
     wanted = guessing(speculation, draft)
     if draft is not None and not refs:
         raise UsageError(f"--draft {draft}: name the model that it guesses for")
+    number = parse_port(port)
     if install_service:
-        from localrun.cli.loading import find
         from localrun.cli.service import install
 
-        # What the service would end with is said now.
-        parse_port(port)
-        listen(host, 0, api_key=api_key).close()
-        for ref in refs or ():
-            find(ref, here, offer=True)
+        _check_service(refs or (), host, api_key, here)
         return install(context, here, yes=yes)
     # Opened first: a port in use is said before any weight is loaded.
-    listeners = _listeners(host, parse_port(port), api_key, compat_ports)
+    listeners = _listeners(host, number, api_key, compat_ports)
     options = ServerOptions(
         api_key=api_key,
         origins=tuple(cors_origin or ()),
@@ -154,6 +150,16 @@ def serve(
         look = _looking(given, request, here, wanted)
         keep_alive_s = None if keep_alive < 0 else keep_alive
         return asyncio.run(_serve(listeners, options, given, look, here, keep_alive_s, log))
+
+
+def _check_service(refs: Sequence[str], host: str, api_key: str | None, here: Settings) -> None:
+    """What a service would end with is said now. Raises as ``listen`` and ``find``."""
+    from localrun.cli.loading import find
+    from localrun.server.serving import listen
+
+    listen(host, 0, api_key=api_key).close()
+    for ref in refs:
+        find(ref, here, offer=True)
 
 
 def _listeners(

@@ -123,6 +123,7 @@ class Recorder:
         try:
             await self._app(scope, receive, sending)
         except Exception:
+            # Told apart from a cancellation alone: the request's boundary is further in.
             unfinished = 500
             raise
         finally:

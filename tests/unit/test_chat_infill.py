@@ -30,7 +30,7 @@ def shown(tokens: list[int]) -> str:
 
 
 async def asked(gap: Gap, info: object = MARKED, room: int = 8) -> str:
-    return shown(await gap_tokens(gap, info, tokenize, room=room))  # type: ignore[arg-type]
+    return shown(await gap_tokens(gap, info, tokenize, room=room))  # type: ignore[arg-type]  # a fake of the one call
 
 
 async def test_what_stands_behind_the_gap_comes_before_the_mark_of_the_middle() -> None:
