@@ -84,19 +84,25 @@ def anthropic_shape(refusal: Refusal) -> dict[str, Any]:
     """https://docs.claude.com/en/api/errors"""
     usual = "invalid_request_error" if refusal.status < 500 else "api_error"
     kind = _ANTHROPIC.get(refusal.status, usual)
-    message = refusal.message
+    message = _naming(refusal)
     if refusal.code == "context_length_exceeded" and refusal.facts:
         # Claude Code reads both numbers in these words, and makes the conversation as much shorter.
         tokens, most = refusal.facts["n_prompt_tokens"], refusal.facts["n_ctx"] - 1
         message = f"prompt is too long: {tokens} tokens > {most} maximum; {message}"
-    elif refusal.param is not None and refusal.param not in message:
-        message = f"{refusal.param}: {message}"
     return {"type": "error", "error": {"type": kind, "message": message}}
 
 
 def ollama_shape(refusal: Refusal) -> dict[str, Any]:
     """https://docs.ollama.com/api/errors"""
-    return {"error": refusal.message}
+    return {"error": _naming(refusal)}
+
+
+def _naming(refusal: Refusal) -> str:
+    """The message with the field at fault, for shapes that have no other place for it."""
+    if refusal.param is None or refusal.param in refusal.message:
+        return refusal.message
+    # That a prompt is too long is no field's own fault.
+    return refusal.message if refusal.facts else f"{refusal.param}: {refusal.message}"
 
 
 def shape_of(path: str) -> Shape:

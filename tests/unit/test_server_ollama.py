@@ -516,6 +516,14 @@ async def test_a_model_that_is_not_here_is_a_404_with_an_error(path: str) -> Non
     assert "'other'" in response.json()["error"]
 
 
+async def test_a_form_that_cannot_be_held_is_refused_by_the_name_of_its_field() -> None:
+    error = GrammarError("json_schema", "no type")
+    response = await chat_with(FakeChat(error=error), format={"type": "object"})
+
+    assert response.status_code == 400
+    assert response.json()["error"].startswith("format: json_schema: no type")
+
+
 FAILURES: dict[str, tuple[LocalrunError, int, str]] = {
     "too long": (ContextLengthError(200, 100), 400, "200 tokens, the context holds 100"),
     "a crash": (EngineCrashedError("the engine ended"), 503, "the engine ended"),
