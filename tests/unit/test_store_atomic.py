@@ -97,6 +97,29 @@ def test_a_directory_that_is_gone_is_named_in_the_error(tmp_path: Path) -> None:
         AtomicFile(tmp_path / "gone" / "f")
 
 
+def test_a_folder_that_a_removal_took_is_made_again_where_that_is_asked_for(tmp_path: Path) -> None:
+    with AtomicFile(tmp_path / "model" / "f", parents=True) as out:
+        out.write(b"bytes")
+        out.commit()
+    assert (tmp_path / "model" / "f").read_bytes() == b"bytes"
+
+
+def test_a_file_that_was_removed_with_its_folder_was_published_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Removing(disk.Disk):
+        def rename(self, source: Path, target: Path) -> None:
+            super().rename(source, target)
+            shutil.rmtree(target.parent)
+
+    monkeypatch.setattr(disk, "DISK", Removing())
+    (tmp_path / "model").mkdir()
+    with AtomicFile(tmp_path / "model" / "f") as out:
+        out.write(b"bytes")
+        out.commit()
+    assert not (tmp_path / "model").exists()
+
+
 def test_temporaries_of_live_processes_are_never_called_abandoned() -> None:
     assert not owner_is_gone(temporary_name(".model.gguf"), 10**6)
     assert not owner_is_gone("model.gguf", 10**6)
