@@ -8,7 +8,7 @@ CLIENTS := .venv-clients
 export CMAKE_ARGS ?= -DGGML_OPENMP=OFF
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
-.PHONY: run test test-long test-clients lint types tests format clean
+.PHONY: run test test-long test-clients test-oracle test-compressed lint types tests format clean
 
 run: .venv/.installed
 	$(BIN)/localrun pull smollm2
@@ -40,6 +40,15 @@ test-clients: .venv/.installed $(CLIENTS)/.sdk $(CLIENTS)/.wrappers $(CLIENTS)/.
 	$(CLIENTS)/sdk/bin/pytest tests/foreign/sdk tests/foreign/agents; sdk=$$?; \
 	$(CLIENTS)/wrappers/bin/pytest tests/foreign/wrappers && exit $$sdk
 
+# What we write for vLLM and transformers, read by them (tests/foreign/compressed).
+test-compressed: $(CLIENTS)/.compressed
+	PYTHONPATH=. $(BIN)/python tests/foreign/compressed/write_checkpoints.py $(CLIENTS)/checkpoints
+	COMPRESSED=$(CURDIR)/$(CLIENTS)/checkpoints $(CLIENTS)/compressed/bin/python -m pytest tests/foreign/compressed
+
+# Our GGUF converters beside llama.cpp's own, which wants other versions of what we have.
+test-oracle: .venv/.installed-dev $(CLIENTS)/.oracle
+	$(BIN)/python -m pytest tests/foreign/oracle
+
 format: .venv/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -67,6 +76,22 @@ $(CLIENTS)/.aider: tests/foreign/agents/requirements.txt
 $(CLIENTS)/.sdk $(CLIENTS)/.wrappers $(CLIENTS)/.aider:
 	$(PYTHON) -m venv --clear $(CLIENTS)/$(patsubst .%,%,$(@F))
 	$(CLIENTS)/$(patsubst .%,%,$(@F))/bin/pip install --requirement $<
+	touch $@
+
+# torch and transformers are those of .venv, found through a path file: they are large.
+$(CLIENTS)/.compressed: tests/foreign/compressed/requirements.txt .venv/.installed-dev
+	$(BIN)/python -m venv --clear $(CLIENTS)/compressed
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $(CLIENTS)/shared.pth
+	mv $(CLIENTS)/shared.pth $(CLIENTS)/compressed/lib/python*/site-packages/
+	$(CLIENTS)/compressed/bin/pip install --no-deps --requirement $<
+	touch $@
+
+# As above, but behind what is installed here: llama.cpp wants other versions.
+$(CLIENTS)/.oracle: tests/foreign/oracle/requirements.txt .venv/.installed-dev
+	$(BIN)/python -m venv --clear $(CLIENTS)/oracle
+	$(CLIENTS)/oracle/bin/pip install --no-deps --requirement $<
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $(CLIENTS)/ours.pth
+	mv $(CLIENTS)/ours.pth $(CLIENTS)/oracle/lib/python*/site-packages/
 	touch $@
 
 # None of these depends on anything but programs of its own version: no lock file is needed.

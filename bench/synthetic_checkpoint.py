@@ -1,13 +1,14 @@
 """Writes a checkpoint in the format its architecture is released in, of any size, from nothing.
 
     python bench/synthetic_checkpoint.py OUT --arch deepseek_v41|deepseek_v4|deepseek_v32|llama|
-        qwen3_moe [--config FILE] [--seed N] [--scale 3GB] [--headers-only]
+        qwen3_moe [--config FILE] [--seed N] [--scale 3GB] [--shards N] [--fused] [--headers-only]
 
 OUT gets safetensors shards, config.json, a small real tokenizer with a chat template and, last,
 model.safetensors.index.json. Without --config the smallest model with every feature is written;
 --scale grows its layers, experts, Engram rows and, where those are used up, widths to within 10 %
 of a size. With --config only experts and rows follow --scale. The same arguments give the same
-bytes. --headers-only leaves the data out of the shards: they have their size but take no disk.
+bytes. --fused stores a layer's experts as one tensor, as transformers 5 does, with the numbers they
+have apart. --headers-only leaves the data out of the shards: they have their size but take no disk.
 """
 
 from __future__ import annotations
@@ -42,10 +43,11 @@ _TABLE = ".engram.embed."
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """One tensor of a shard."""
+    """One tensor of a shard; ``parts`` are those that it holds one behind the other."""
 
     name: str
     tensor: LayoutTensor
+    parts: tuple[Stored, ...] = ()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -55,12 +57,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--config", type=Path, metavar="FILE")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--scale", metavar="SIZE", help="bytes, or 30MB, 3GB, 3GiB")
+    parser.add_argument("--shards", type=int, metavar="N")
+    parser.add_argument("--fused", action="store_true")
     parser.add_argument("--headers-only", action="store_true")
     options = parser.parse_args(arguments)
     try:
         size = parse_size(options.scale) if options.scale else 0
         config = configuration(options.arch, options.config, size)
-        total, shards = write(options.out, config, options.seed, options.headers_only)
+        total, shards = write(
+            options.out,
+            config,
+            options.seed,
+            options.headers_only,
+            shards=options.shards,
+            fused=options.fused,
+        )
     except LocalrunError as error:
         parser.error(f"{error.message}; {error.hint}")
     print(f"{options.out}: {total} bytes of tensors in {shards} shards")
@@ -85,7 +96,15 @@ def configuration(arch: str, file: Path | None, size: int) -> dict[str, Any]:
     return resized(config, size) if size else config
 
 
-def write(out: Path, config: dict[str, Any], seed: int, headers_only: bool) -> tuple[int, int]:
+def write(
+    out: Path,
+    config: dict[str, Any],
+    seed: int,
+    headers_only: bool,
+    *,
+    shards: int | None = None,
+    fused: bool = False,
+) -> tuple[int, int]:
     """Write the checkpoint; gives (bytes of tensors, shards).
 
     Raises:
@@ -100,10 +119,10 @@ def write(out: Path, config: dict[str, Any], seed: int, headers_only: bool) -> t
         text["engram_compressed_vocab_size"] = compressed_vocabulary(tokenizer["tokenizer.json"])
     for name, content in {**tokenizer, "config.json": json.dumps(config, indent=2) + "\n"}.items():
         (out / name).write_text(content, encoding="utf-8")
-    shards = list(split(layout.values()))
+    parts = list(split(layout.values(), shards, fused=fused))
     placed: dict[str, str] = {}
-    for number, shard in enumerate(shards, 1):
-        name = f"model-{number:05}-of-{len(shards):05}.safetensors"
+    for number, shard in enumerate(parts, 1):
+        name = f"model-{number:05}-of-{len(parts):05}.safetensors"
         placed |= {stored.name: name for stored in shard}
         with (out / name).open("xb") as file:
             _write_shard(file, shard, seed, layout, headers_only)
@@ -111,7 +130,7 @@ def write(out: Path, config: dict[str, Any], seed: int, headers_only: bool) -> t
     unfinished = out / f"{INDEX}.part"
     unfinished.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
     unfinished.rename(out / INDEX)
-    return total, len(shards)
+    return total, len(parts)
 
 
 def _make_room(out: Path, size: int) -> None:
@@ -126,7 +145,9 @@ def _make_room(out: Path, size: int) -> None:
         raise UsageError(f"{out}: {size} bytes are needed, {free} are free", hint="see --scale")
 
 
-def split(layout: Iterable[LayoutTensor]) -> Iterator[list[Stored]]:
+def split(
+    layout: Iterable[LayoutTensor], count: int | None = None, *, fused: bool = False
+) -> Iterator[list[Stored]]:
     """Shards of about equal size in the order of the layout, then one for each Engram table.
 
     Within a shard the widest types come first, then names, as the safetensors library sorts them.
@@ -134,9 +155,12 @@ def split(layout: Iterable[LayoutTensor]) -> Iterator[list[Stored]]:
     tables: dict[str, list[Stored]] = {}
     rest: list[Stored] = []
     for owner, tensors in groupby(layout, key=_owner):
-        (tables.setdefault(owner, []) if _TABLE in owner else rest).extend(_copies(tensors))
+        copies = list(_copies(tensors))
+        if fused and owner.endswith(".experts.{e}"):
+            copies = list(_fused(owner.removesuffix("{e}"), copies))
+        (tables.setdefault(owner, []) if _TABLE in owner else rest).extend(copies)
     size = sum(stored.tensor.bytes for stored in rest)
-    count = min(_SHARDS_MAX, max(2, -(-size // _SHARD_BYTES)))
+    count = count or min(_SHARDS_MAX, max(2, -(-size // _SHARD_BYTES)))
     shards: dict[int, list[Stored]] = {}
     position = 0
     for stored in rest:
@@ -161,6 +185,22 @@ def _copies(tensors: Iterable[LayoutTensor]) -> Iterator[Stored]:
     for number in range(alike[0].copies):
         for tensor in alike:
             yield Stored(tensor.name.replace("{e}", str(number)), tensor)
+
+
+def _fused(owner: str, copies: Sequence[Stored]) -> Iterator[Stored]:
+    """The experts of a layer as transformers 5 keeps them: ``gate_up_proj`` [experts, 2 * inner,
+    width] and ``down_proj`` [experts, width, inner], with scales by the same names.
+    """
+    for name, marks in (("gate_up_proj", ("gate_proj", "up_proj")), ("down_proj", ("down_proj",))):
+        for suffix, own in ((".weight", ""), (".weight_scale_inv", "_scale_inv")):
+            ends = tuple(mark + suffix for mark in marks)
+            parts = tuple(stored for stored in copies if stored.name.endswith(ends))
+            if not parts:
+                continue
+            first = parts[0].tensor
+            count = first.copies
+            shape = (count, len(marks) * first.shape[0], *first.shape[1:])
+            yield Stored(owner + name + own, LayoutTensor(owner + name, shape, first.type), parts)
 
 
 def _place(stored: Stored) -> tuple[int, str]:
@@ -192,8 +232,9 @@ def _write_shard(
         file.truncate(8 + len(header) + position)
         return
     for stored in shard:
-        for piece in values(stored.tensor, stored.name, seed, layout):
-            file.write(piece)
+        for part in stored.parts or (stored,):
+            for piece in values(part.tensor, part.name, seed, layout):
+                file.write(piece)
     file.flush()
     os.fsync(file.fileno())
 

@@ -107,6 +107,21 @@ def tokenizer_files(config: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def real_tokenizer() -> dict[str, bytes]:
+    """SmolLM2's tokenizer, rebuilt from its GGUF file, for readers that know tokenizers by name.
+
+    49,152 tokens. Downloaded where it is not on this disk.
+    """
+    from localrun.config import settings
+    from localrun.quantize.gguf_file import GgufFile
+    from localrun.quantize.tokenizers.reverse import tokenizer_files
+    from localrun.ref import parse
+    from localrun.store.pull import pull
+
+    with GgufFile(pull(parse("smollm2"), settings())) as file:
+        return tokenizer_files(file)
+
+
 def _special_ids(text: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, int]:
     """Special tokens by content: where the configuration has them, otherwise the next free id."""
     found: dict[str, int] = {}

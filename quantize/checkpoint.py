@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
-from localrun.errors import HeaderError, LocalrunError, ModelNotFoundError, UsageError
-from localrun.formats.header import Header, TensorInfo
-from localrun.formats.read import read_header
-from localrun.formats.reader import FileSource, Source
+from localrun.errors import HeaderError, LocalrunError, UsageError
+from localrun.formats.reader import FileSource
+from localrun.formats.safetensors import join_shards, read_index
 from localrun.formats.strict_json import as_object, parse_json, read_config
+from localrun.quantize.opened import Opened
 from localrun.store.files import ModelFiles
 from localrun.store.layout import child
 
@@ -21,12 +18,13 @@ CONFIG: Final = "config.json"
 _TEXT_BYTES_MAX: Final = 64 << 20
 
 
-class Checkpoint:
-    """The weights of ``files`` and what lies beside them. Close it, or use it as a context.
+class Checkpoint(Opened):
+    """The weights of ``files`` and what lies beside them.
 
     Raises:
         UsageError: no safetensors model, or no config.json beside the weights.
-        ModelNotFoundError, HeaderError: a file is gone or malformed.
+        ModelNotFoundError, HeaderError: a file is gone or malformed, or the index beside the
+            weights tells of other tensors than they hold.
     """
 
     def __init__(self, files: ModelFiles) -> None:
@@ -35,26 +33,15 @@ class Checkpoint:
                 f"{files.ref}: a {files.format} file; safetensors checkpoints are converted",
                 hint="name the checkpoint that the file was made of",
             )
-        self.paths = tuple(file.path for file in files.weights if file.path is not None)
-        if not self.paths or len(self.paths) != len(files.weights):
-            raise ModelNotFoundError(f"{files.ref} is not whole on this disk")
-        self.ref = files.ref
-        self.licence = files.licence
-        self.folder = self.paths[0].parent
-        self.config: Mapping[str, object] = self._config()
-        self._stack = ExitStack()
+        super().__init__(files)
         try:
-            self.header: Header = read_header(self.paths)
-            self._sources = [FileSource(path) for path in self.paths]
-            for source in self._sources:
-                self._stack.callback(source.close)
+            self.config: Mapping[str, object] = self._config()
+            for file in files.files:
+                if file.role == "index" and file.path is not None:
+                    self._hold_to(file.path)
         except (LocalrunError, OSError):
-            self._stack.close()
+            self.close()
             raise
-        self._before = self._seen()
-
-    def source(self, tensor: TensorInfo) -> Source:
-        return self._sources[tensor.file]
 
     def json(self, name: str) -> dict[str, object] | None:
         """The JSON object in a file beside the weights; None where there is no such file.
@@ -80,37 +67,23 @@ class Checkpoint:
         Raises:
             HeaderError: too large, or not UTF-8.
         """
-        raw = self._bytes(name)
+        raw = self.raw(name)
         try:
             return None if raw is None else raw.decode("utf-8")
         except UnicodeDecodeError as error:
             raise HeaderError("text", error.start, "is not UTF-8", file=name) from None
 
-    def require_unchanged(self) -> None:
-        """Hold that nobody wrote to the weights since they were opened.
-
-        Raises:
-            LocalrunError: somebody did.
-        """
-        if self._seen() != self._before:
-            raise LocalrunError(
-                f"{self.folder}: the weights changed while they were read; nothing is published",
-                hint="let whoever writes them finish, then try again",
-            )
-
-    def close(self) -> None:
-        self._stack.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+    def _hold_to(self, index: Path) -> None:
+        """Raises HeaderError where the index and the shards disagree. A repository may hold the
+        index of other files too, in which the same model is stored once more."""
+        with FileSource(index) as source:
+            placed = read_index(source, index.name)
+        if not {path.name for path in self.paths} & set(placed.values()):
+            return
+        try:
+            join_shards(self.parts, placed)
+        except HeaderError as error:
+            raise (error if error.file else error.in_file(index.name)) from None
 
     def _config(self) -> Mapping[str, object]:
         path = child(self.folder, CONFIG)
@@ -123,13 +96,18 @@ class Checkpoint:
             return read_config(source, CONFIG)
 
     def _json(self, name: str) -> object:
-        raw = self._bytes(name)
+        raw = self.raw(name)
         try:
             return None if raw is None else parse_json(raw, "text", 0)
         except HeaderError as error:
             raise error.in_file(name) from None
 
-    def _bytes(self, name: str) -> bytes | None:
+    def raw(self, name: str) -> bytes | None:
+        """The bytes of a file beside the weights; None where there is no such file.
+
+        Raises:
+            HeaderError: too large.
+        """
         path = child(self.folder, name)
         if not path.is_file():
             return None
@@ -137,14 +115,3 @@ class Checkpoint:
             if source.size > _TEXT_BYTES_MAX:
                 raise HeaderError("file", 0, f"{source.size} bytes are too many", file=name)
             return source.read(0, source.size)
-
-    def _seen(self) -> list[tuple[int, int, int]]:
-        """Of each file of weights: which it is, its size, and when it was written."""
-        return [(s.st_ino, s.st_size, s.st_mtime_ns) for s in map(_status, self.paths)]
-
-
-def _status(path: Path) -> os.stat_result:
-    try:
-        return path.stat()
-    except OSError as error:
-        raise ModelNotFoundError(f"{path}: {error.strerror}") from error

@@ -1,160 +1,249 @@
-"""Knows no family: a conversion as it is planned, and how it is carried out.
-
-Nothing is read of the weights until the whole file is planned; then each tensor goes through memory
-a few rows at a time. The file is read back before anybody can see it under its name.
-"""
+"""Knows no format and no family: from a model on this disk and a recipe to all that is written."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 from typing import Final
 
-from localrun.errors import SourceError, UsageError
-from localrun.formats.header import TensorInfo
-from localrun.formats.read import read_header
-from localrun.models.gguf_config import FILE_TYPES
+from localrun.errors import UsageError
 from localrun.quantize.checkpoint import Checkpoint
-from localrun.quantize.gguf_writer import U32, GgufPlan, GgufWriter, Written
-from localrun.quantize.tensors import READABLE, blocks
-from localrun.store.atomic import AtomicFile
-from localrun.store.disk import require_space
+from localrun.quantize.gguf_file import GgufFile
+from localrun.quantize.gguf_writer import Value
+from localrun.quantize.jobs import SLAB_ELEMENTS, Job, Work
+from localrun.quantize.models import GgufModel, Release
+from localrun.quantize.outputs.gguf import gguf_output, imatrix_keys
+from localrun.quantize.recipe import BUDGET, COMPRESSED, GGUF_SUFFIX, MLX, Recipe, kind_of
+from localrun.quantize.stored.release import weights_of
+from localrun.quantize.types.choice import Choice, choose
+from localrun.quantize.types.imatrix import Imatrix
+from localrun.quantize.weights import Weight, elements
+from localrun.quantize.work import Output, Task
 from localrun.store.files import ModelFiles
-from localrun.store.progress import NoProgress, Progress
 
-TYPES: Final = ("F32", "F16", "BF16", "Q8_0")
-_SUFFIX: Final = ".gguf"
-_QUANTIZATION_VERSION: Final = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Converted:
-    """A tensor of the checkpoint, and what it becomes."""
-
-    source: TensorInfo
-    target: Written
+Source = Checkpoint | GgufFile
+# What a worker holds of a slab at once: its numbers, their bytes before and after, and as much
+# again to measure the error.
+_SLABS_HELD: Final = 6
+# The interpreter, numpy and the library, before a weight is read.
+_BASE_BYTES: Final = 200 << 20
+# Of a disk that is not the fastest; a network's is slower still.
+_READ_BYTES_A_SECOND: Final = 1e9
 
 
-@dataclass(frozen=True, slots=True)
+def open_source(files: ModelFiles) -> Source:
+    """
+    Raises:
+        UsageError, ModelNotFoundError, HeaderError: as ``Checkpoint`` and ``GgufFile``.
+    """
+    return GgufFile(files) if files.format == "gguf" else Checkpoint(files)
+
+
+@dataclass(frozen=True)
 class Conversion:
-    """Everything that is decided. ``notes`` are for the user."""
+    """Everything that is decided before a weight is read.
 
+    ``folders`` are the directories that the outputs lie in below OUT, ``choices`` how types were
+    chosen, by output; ``notes`` and ``warnings`` are for the user.
+    """
+
+    name: str
     architecture: str
-    plan: GgufPlan
-    tensors: tuple[Converted, ...]
-    notes: tuple[str, ...] = ()
+    work: Work
+    folders: tuple[str, ...]
+    single: bool
+    source_bytes: int
+    choices: Mapping[int, Choice]
+    gguf: GgufModel | None
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+    weighted: bool = False
 
     @property
-    def source_bytes(self) -> int:
-        """What is read of the checkpoint."""
-        return sum(each.source.bytes for each in self.tensors)
+    def outputs(self) -> tuple[Output, ...]:
+        return self.work.outputs
+
+    @property
+    def bytes(self) -> int:
+        """Of all outputs; while they are made, a journal of a line for every slab lies beside."""
+        return sum(output.bytes for output in self.outputs)
+
+    def memory_bytes(self, workers: int) -> int:
+        """What the run holds at most, about."""
+        return _BASE_BYTES + workers * _SLABS_HELD * self.work.slab_bytes
+
+    @cached_property
+    def _seconds(self) -> Mapping[tuple[int, int], float]:
+        """Of one thread, for each (output, task), by the rates of this machine."""
+        return {
+            (at, number): elements(task.weight) / _rate(task, self.weighted)
+            for at, output in enumerate(self.outputs)
+            for number, task in enumerate(output.tasks)
+        }
+
+    def seconds(self, workers: int) -> float:
+        """How long the run will take, by the rates of each type's encoder."""
+        reading = self.work.read_bytes / _READ_BYTES_A_SECOND
+        return reading + sum(self._seconds.values()) / workers
+
+    def share(self, job: Job) -> int:
+        """What a job moves the progress by: its part of the time, in bytes of the source."""
+        group = self.work.groups[job.group]
+        whole = sum(self._seconds.values()) or 1.0
+        part = sum(self._seconds[at] for at in group.tasks) * (job.stop - job.start)
+        return round(self.work.read_bytes * part / (whole * max(group.rows, 1)))
 
 
-def plan_conversion(checkpoint: Checkpoint, type: str) -> Conversion:
-    """Decide what becomes of a checkpoint whose matrices shall be of ``type``.
+def _rate(task: Task, weighted: bool) -> float:
+    from localrun.quantize.types.rates import measured, rate
+
+    return rate("BF16") if task.exact else measured(task.encoder.type, weighted)
+
+
+def plan_conversion(
+    source: Source, recipe: Recipe, *, slab_elements: int = SLAB_ELEMENTS
+) -> Conversion:
+    """Decide what becomes of ``source``.
 
     Raises:
-        UsageError: no such type, or an architecture that is not converted.
-        HeaderError: the checkpoint contradicts itself.
+        UsageError: an architecture, a type or settings that cannot be.
+        HeaderError: the source contradicts itself.
     """
-    from localrun.quantize import bert
+    name = model_name(source)
+    weights = source.weights() if isinstance(source, GgufFile) else weights_of(source)
+    gguf = any(kind_of(type) == "gguf" for type in recipe.types) or recipe.budgeted
+    model = _gguf_model(source, weights, name) if gguf else None
+    others = any(kind_of(type) != "gguf" for type in recipe.types)
+    release = _release(source, weights) if others else None
+    outputs: list[Output] = []
+    choices: dict[int, Choice] = {}
+    for at, type in enumerate(recipe.types or (BUDGET,)):
+        if model is not None and kind_of(type) == "gguf":
+            choices[at] = _chosen(model, type, recipe, source.licence)
+            outputs.append(_gguf_output(model, choices[at], recipe, source, name))
+        elif release is not None:
+            outputs.append(_release_output(release, type))
+    notes = [*(model.notes if model else ()), *(release.notes if release else ())]
+    warnings = [warning for choice in choices.values() for warning in choice.warnings]
+    for output in outputs:
+        notes += output.notes
+    for choice in choices.values():
+        notes += choice.notes
+    return Conversion(
+        name,
+        _architecture(model, release),
+        Work(tuple(outputs), slab_elements),
+        _folders(recipe),
+        recipe.single,
+        source.header.tensor_bytes,
+        choices,
+        model,
+        tuple(dict.fromkeys(notes)),
+        tuple(dict.fromkeys(warnings)),
+        recipe.imatrix is not None,
+    )
 
-    if type not in TYPES:
-        raise UsageError(f"--type {type}: not one of {', '.join(TYPES)}")
-    refusal = bert.supports(checkpoint.config)
-    if refusal is not None:
-        raise UsageError(
-            f"{checkpoint.ref}: {refusal} is not converted",
-            hint=f"encoders of the BERT family are: {', '.join(bert.ARCHITECTURES)}",
+
+def _architecture(model: GgufModel | None, release: Release | None) -> str:
+    if model is not None:
+        return model.architecture
+    assert release is not None
+    return str(release.config.get("model_type"))
+
+
+def _folders(recipe: Recipe) -> tuple[str, ...]:
+    """GGUF files lie beside each other; a checkpoint has a directory, its own where it is alone."""
+    if len(recipe.types) < 2:
+        return ("",)
+    return tuple("" if kind_of(type) == "gguf" else type for type in recipe.types)
+
+
+def _gguf_model(source: Source, weights: Mapping[str, Weight], name: str) -> GgufModel:
+    if isinstance(source, GgufFile):
+        from localrun.quantize.families.passthrough import gguf_model_of
+
+        return gguf_model_of(source)
+    from localrun.quantize.families.registry import convert
+
+    return convert(source, weights, name)
+
+
+def _release(source: Source, weights: Mapping[str, Weight]) -> Release:
+    from localrun.quantize.families import reverse
+
+    if isinstance(source, GgufFile):
+        return reverse.release_of_gguf(source)
+    return reverse.release_of_checkpoint(source, weights)
+
+
+def _chosen(model: GgufModel, type: str, recipe: Recipe, licence: str | None) -> Choice:
+    matrix = recipe.imatrix
+    covered = matrix.covered if matrix else None
+    if not recipe.budgeted:
+        return choose(
+            model, type, overrides=recipe.overrides, weighted=matrix is not None, covered=covered
         )
-    for tensor in checkpoint.header.tensors:
-        if tensor.type.name not in (*READABLE, "I64", "I32"):
-            raise UsageError(f"{tensor.name} is {tensor.type.name}; {', '.join(READABLE)} are read")
-    found = bert.convert(checkpoint, type, model_name(checkpoint))
-    for each in found.tensors:
-        if each.source.type.name not in READABLE:
-            raise SourceError(f"{each.source.name} holds {each.source.type.name}, not weights")
-    return _stamped(found, type, checkpoint.licence)
+    from localrun.quantize.carry_out import processors
+    from localrun.quantize.types.budget import bytes_for, choose_within
+    from localrun.quantize.types.sensitivity import measure
+
+    importance = matrix.importance(model) if matrix else {}
+    found = measure(model, importance=importance, overrides=recipe.overrides, workers=processors())
+    # The header of a budgeted file is that of any other: types are numbers of one width.
+    told = _told(matrix) if matrix else {}
+    (file,) = gguf_output(model, {}, "F32", imatrix=told, licence=licence).files
+    head = len(file.head) if recipe.size is not None else 0
+    if recipe.bits_per_weight is not None:
+        wanted = bytes_for(recipe.bits_per_weight, model)
+    else:
+        assert recipe.size is not None
+        wanted = recipe.size
+    return choose_within(
+        model, found, wanted, overrides=recipe.overrides, covered=covered, head_bytes=head
+    )
 
 
-def model_name(checkpoint: Checkpoint) -> str:
+def _gguf_output(
+    model: GgufModel, choice: Choice, recipe: Recipe, source: Source, name: str
+) -> Output:
+    matrix = recipe.imatrix
+    return gguf_output(
+        model,
+        choice.types,
+        choice.mixture,
+        importance=matrix.importance(model) if matrix else {},
+        imatrix=_told(matrix) if matrix else {},
+        licence=source.licence,
+        name="" if recipe.single else f"{name}-{choice.mixture}{GGUF_SUFFIX}",
+        notes=matrix.notes(model, choice.types) if matrix else (),
+    )
+
+
+def _told(matrix: Imatrix) -> dict[str, Value]:
+    return imatrix_keys(matrix.file, len(matrix.entries), matrix.chunks, matrix.datasets)
+
+
+def _release_output(release: Release, type: str) -> Output:
+    if type in COMPRESSED:
+        from localrun.quantize.outputs.compressed import compressed_output
+
+        return compressed_output(release, type)
+    if type in MLX:
+        from localrun.quantize.outputs.mlx import mlx_output
+
+        return mlx_output(release, type)
+    from localrun.quantize.outputs.plain import plain_output
+
+    return plain_output(release, type.removeprefix("safetensors-"))
+
+
+def model_name(source: Source) -> str:
     """What to call the model: what its reference ends in, without version or directory."""
-    text = str(checkpoint.ref).rpartition(":")[2].partition("==")[0]
-    return text.rstrip("/").rpartition("/")[2].removesuffix(".safetensors") or "model"
-
-
-def _stamped(found: Conversion, type: str, licence: str | None) -> Conversion:
-    """With what every GGUF file says of itself."""
-    number = next(at for at, name in FILE_TYPES.items() if name == type)
-    stamps: dict[str, U32 | str] = {"general.file_type": U32(number)}
-    if type not in ("F32", "F16", "BF16"):
-        stamps["general.quantization_version"] = U32(_QUANTIZATION_VERSION)
-    if licence:
-        stamps["general.license"] = licence
-    head, *rest = found.plan.metadata.items()
-    plan = GgufPlan(dict([head, *stamps.items(), *rest]), found.plan.tensors)
-    return Conversion(found.architecture, plan, found.tensors, found.notes)
-
-
-def check_target(out: Path, source: ModelFiles, *, force: bool) -> None:
-    """Hold where a file is to go before anything is read.
-
-    Raises:
-        UsageError: no name of a GGUF file, no folder for it, or something is there already.
-    """
-    if out.suffix != _SUFFIX:
-        raise UsageError(f"{out}: a GGUF file's name ends in {_SUFFIX}", hint=f"{out}{_SUFFIX}")
-    if not out.parent.is_dir():
-        raise UsageError(f"{out.parent}: no such directory", hint="make it, or name another")
-    if out.is_dir() or any(file.path and _same(file.path, out) for file in source.files):
-        raise UsageError(f"{out}: is a directory or the model itself", hint="name another file")
-    if os.path.lexists(out) and not force:
-        raise UsageError(f"{out} is there already", hint="--force replaces it")
-
-
-def _same(one: Path, other: Path) -> bool:
-    try:
-        return one.samefile(other)
-    except OSError:
-        return False
-
-
-def write(
-    conversion: Conversion,
-    checkpoint: Checkpoint,
-    out: Path,
-    *,
-    progress: Progress | None = None,
-    before_publishing: Callable[[Path], None] = lambda _: None,
-) -> str:
-    """Write the planned file to ``out`` and return its sha256. A file there is replaced.
-
-    ``before_publishing`` is given the whole file under its temporary name and may raise.
-
-    Raises:
-        SourceError: a number that is not finite. DiskFullError: with the bytes needed.
-        LocalrunError: the disk failed, or the checkpoint changed meanwhile. Nothing is published.
-    """
-    plan, bar = conversion.plan, progress or NoProgress()
-    size = plan.bytes
-    require_space(out, size)
-    bar.start(out.name, conversion.source_bytes)
-    try:
-        with AtomicFile(out.absolute(), expected_bytes=size) as file:
-            writer = GgufWriter(plan, file)
-            for each in conversion.tensors:
-                source = checkpoint.source(each.source)
-                writer.write(
-                    each.target.name, blocks(source, each.source, each.target, bar.advance)
-                )
-            writer.finish()
-            checkpoint.require_unchanged()
-            plan.check(read_header([file.path]))
-            before_publishing(file.path)
-            digest = file.sha256
-            file.commit()
-    finally:
-        bar.finish()
-    return digest
+    text = str(source.ref).rpartition(":")[2].partition("==")[0]
+    last = text.rstrip("/").rpartition("/")[2]
+    for suffix in (".safetensors", GGUF_SUFFIX):
+        last = last.removesuffix(suffix)
+    if not last:
+        raise UsageError(f"{source.ref}: names no model")
+    return last

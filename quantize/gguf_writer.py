@@ -22,8 +22,7 @@ from localrun.formats.types import GGUF_TYPES
 ALIGNMENT: Final = 32
 _VERSION: Final = 3
 # Value types (``enum gguf_metadata_value_type``) and how their numbers are written.
-_U32, _I32, _F32, _BOOL, _STRING, _ARRAY = 4, 5, 6, 7, 8, 9
-_NUMBERS: Final = {_U32: "I", _I32: "i", _F32: "f", _BOOL: "?"}
+_U32, _I32, _F32, _BOOL, _STRING, _ARRAY, _U64, _I64 = 4, 5, 6, 7, 8, 9, 10, 11
 _TYPE_NUMBERS: Final = {kind.name: number for number, kind in GGUF_TYPES.items()}
 
 
@@ -38,12 +37,52 @@ class F32:
 
 
 @dataclass(frozen=True, slots=True)
+class U64:
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
 class I32s:
     values: Sequence[int]
 
 
-Value = U32 | F32 | I32s | bool | str | Sequence[str]
+@dataclass(frozen=True, slots=True)
+class I64s:
+    values: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class U32s:
+    values: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class F32s:
+    values: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Bools:
+    values: Sequence[bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """Type and value as they stand in another file."""
+
+    data: bytes
+
+
+Value = U32 | U64 | F32 | I32s | I64s | U32s | F32s | Bools | Raw | bool | str | Sequence[str]
 """One value with the type that it is written as."""
+
+_ARRAYS: Final[dict[type, tuple[int, str]]] = {
+    I32s: (_I32, "i"),
+    I64s: (_I64, "q"),
+    U32s: (_U32, "I"),
+    F32s: (_F32, "f"),
+    Bools: (_BOOL, "?"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,9 +233,14 @@ def _value(value: Value) -> bytes:
             return struct.pack("<If", _F32, value.value)
         case str():
             return struct.pack("<I", _STRING) + _string(value)
-        case I32s():
-            head = struct.pack("<IIQ", _ARRAY, _I32, len(value.values))
-            return head + struct.pack(f"<{len(value.values)}i", *value.values)
+        case U64():
+            return struct.pack("<IQ", _U64, value.value)
+        case Raw():
+            return value.data
+        case I32s() | I64s() | U32s() | F32s() | Bools():
+            kind, letter = _ARRAYS[type(value)]
+            head = struct.pack("<IIQ", _ARRAY, kind, len(value.values))
+            return head + struct.pack(f"<{len(value.values)}{letter}", *value.values)
         case _:
             head = struct.pack("<IIQ", _ARRAY, _STRING, len(value))
             return head + b"".join(map(_string, value))

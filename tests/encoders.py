@@ -125,10 +125,13 @@ def write_checkpoint(
 
 
 def convert(folder: Path, out: Path, type: str = "F32") -> Path:
-    """The checkpoint in ``folder`` as ``out``."""
-    from localrun.quantize.checkpoint import Checkpoint
-    from localrun.quantize.conversion import plan_conversion, write
+    """The checkpoint in ``folder`` as ``out``; a file there is replaced."""
+    from localrun.quantize.conversion import open_source, plan_conversion
+    from localrun.quantize.execution import Options, execute
+    from localrun.quantize.recipe import Recipe
 
-    with Checkpoint(on_disk.model_files(PathRef(str(folder)))) as checkpoint:
-        write(plan_conversion(checkpoint, type), checkpoint, out)
+    with open_source(on_disk.model_files(PathRef(str(folder)))) as source:
+        conversion = plan_conversion(source, Recipe((type,)))
+        options = Options(2, force=True)
+        execute(conversion.work, conversion.folders, out, source, options, single=True)
     return out

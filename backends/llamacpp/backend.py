@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -109,7 +109,7 @@ def load(plan: Plan) -> ModelRunner:
     from localrun.backends.llamacpp.runner import LlamaCppRunner
 
     encoder = plan.model.architecture in ENCODERS
-    model, context, log = _opened(plan, *parameters(plan.execution, encoder=encoder))
+    model, context, log = opened(plan.files, *parameters(plan.execution, encoder=encoder))
     if encoder:
         from localrun.backends.llamacpp.encoder import EncoderRunner
 
@@ -134,7 +134,7 @@ def compute_buffers(plan: Plan) -> dict[str, int]:
     model_parameters, context_parameters = parameters(plan.execution, encoder=encoder)
     model_parameters.no_alloc = True
     model_parameters.load_mode = llama.LLAMA_LOAD_MODE_NONE
-    model, context, log = _opened(plan, model_parameters, context_parameters)
+    model, context, log = opened(plan.files, model_parameters, context_parameters)
     llama.llama_free(context)
     llama.llama_model_free(model)
     return {tier: terms.get("compute", 0) for tier, terms in read_buffers(log).parts.items()}
@@ -146,7 +146,7 @@ def calibrate(seconds: float, say: Callable[[str], None]) -> Mapping[str, Device
     Raises:
         BackendMissingError: the library is absent or does not load.
     """
-    _require_library()
+    require_library()
     from localrun.backends.llamacpp.buffer_types import gpus
     from localrun.backends.llamacpp.calibrate import measure
     from localrun.ggml.device import devices
@@ -161,10 +161,11 @@ def _require(plan: Plan) -> None:
             raise ModelNotFoundError(
                 f"{plan.ref}: {file} is no longer on this disk", hint=f"localrun pull {plan.ref}"
             )
-    _require_library()
+    require_library()
 
 
-def _require_library() -> None:
+def require_library() -> None:
+    """Raises BackendMissingError where the library is absent or does not load."""
     if _version() is None:
         raise BackendMissingError(f"{DISTRIBUTION} is not installed", hint=install_command())
     try:
@@ -175,15 +176,19 @@ def _require_library() -> None:
         ) from error
 
 
-def _opened(
-    plan: Plan, model_parameters: ctypes.Structure, context_parameters: ctypes.Structure
+def opened(
+    files: Sequence[str], model_parameters: ctypes.Structure, context_parameters: ctypes.Structure
 ) -> tuple[int, int, list[str]]:
-    """A model, a context and what was logged while they were made."""
+    """A model, a context and what was logged while they were made.
+
+    Raises:
+        OutOfMemoryError, EngineError: as ``load``.
+    """
     from llama_cpp import llama_cpp as llama
 
     from localrun.backends.llamacpp import library
 
-    paths = [file.encode() for file in plan.files]
+    paths = [file.encode() for file in files]
     library.forget_problem()
     with library.logged() as log:
         if len(paths) == 1:
@@ -192,13 +197,13 @@ def _opened(
             array = (ctypes.c_char_p * len(paths))(*paths)
             model = llama.llama_model_load_from_splits(array, len(paths), model_parameters)
         if model is None:
-            raise _failure(f"{plan.files[0]} could not be loaded", library.problem(), log)
+            raise _failure(f"{files[0]} could not be loaded", library.problem(), log)
         context = None
         if llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model)) > 0:
             context = llama.llama_init_from_model(model, context_parameters)
     if context is None:
         llama.llama_model_free(model)
-        raise _failure(f"{plan.files[0]} could not be run", library.problem(), log)
+        raise _failure(f"{files[0]} could not be run", library.problem(), log)
     return model, context, log
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any
@@ -22,6 +22,7 @@ from localrun.cli import (
     bench,
     chat,
     doctor,
+    evaluate,
     hardware,
     models,
     plan,
@@ -79,6 +80,7 @@ app.command("stop")(serve.stop)
 app.command("launch", cls=LaunchCommand)(launch)
 app.command("bench")(bench.bench)
 app.command("quantize")(quantize.quantize)
+app.add_typer(evaluate.app, name="evaluate")
 app.command("hardware")(hardware.hardware)
 app.command("doctor")(doctor.doctor)
 
@@ -86,13 +88,19 @@ app.command("doctor")(doctor.doctor)
 def command_tree() -> Any:
     """The command with one environment variable set on every flag (DESIGN section 3)."""
     tree = get_command(app)
-    for command in (tree, *tree.commands.values()):  # type: ignore[attr-defined]  # it is a group
-        for parameter in command.params:
-            # LOCALRUN_VERSION is what a package or an image may set; it asks for nothing.
-            if parameter.param_type_name == "option" and parameter.name != "version":
-                parameter.envvar = ENV_PREFIX + parameter.name.upper()
-                parameter.show_envvar = False
+    for flag in every_flag(tree):
+        # LOCALRUN_VERSION is what a package or an image may set; it asks for nothing.
+        if flag.name != "version":
+            flag.envvar = ENV_PREFIX + flag.name.upper()
+            flag.show_envvar = False
     return tree
+
+
+def every_flag(command: Any) -> Iterator[Any]:
+    """The options of a command and of all commands below it."""
+    yield from _flags(command)
+    for inner in getattr(command, "commands", {}).values():
+        yield from every_flag(inner)
 
 
 class ConfiguredDefaults(dict[str, Any]):
@@ -107,16 +115,25 @@ class ConfiguredDefaults(dict[str, Any]):
             from localrun.config import defaults, settings
 
             commands, file = self._tree.commands, settings().config_file
-            flags = {each: list(_flags(command)) for each, command in commands.items()}
-            known = frozenset(flag.name for of_one in flags.values() for flag in of_one)
+            known = frozenset(
+                flag.name for command in commands.values() for flag in every_flag(command)
+            )
             values = defaults(file, known)
-            for each, of_one in flags.items():
-                self[each] = {
-                    flag.name: _shaped(flag, values[flag.name], file)
-                    for flag in of_one
-                    if flag.name in values
-                }
+            for each, command in commands.items():
+                self[each] = _defaults_of(command, values, file)
         return super().get(name, default)
+
+
+def _defaults_of(command: Any, values: Mapping[str, ConfigValue], file: Path) -> dict[str, Any]:
+    """By flag, and below a group by command."""
+    found: dict[str, Any] = {
+        flag.name: _shaped(flag, values[flag.name], file)
+        for flag in _flags(command)
+        if flag.name in values
+    }
+    for name, inner in getattr(command, "commands", {}).items():
+        found[name] = _defaults_of(inner, values, file)
+    return found
 
 
 def _flags(command: Any) -> Iterator[Any]:

@@ -14,7 +14,8 @@ of an array are data (a token may be half a character): such bytes become lone s
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from localrun.errors import HeaderError
 from localrun.formats import limits
@@ -45,13 +46,26 @@ def read_gguf(source: Source, name: str) -> Header:
 
 def _read(reader: Reader, size: int, name: str) -> Header:
     version = _version(reader)
-    n_tensors = _count(
-        reader, "tensor_count", limits.GGUF_TENSORS_MAX, limits.GGUF_TENSOR_BYTES_MIN
-    )
-    n_keys = _count(reader, "metadata_kv_count", limits.GGUF_KEYS_MAX, limits.GGUF_KEY_BYTES_MIN)
-    metadata, alignment = _metadata(reader, n_keys)
+    n_tensors = _tensor_count(reader)
+    metadata, alignment = _metadata(reader, _key_count(reader))
     tensors = read_tensors(reader, n_tensors, alignment, size)
     return Header("gguf", (name,), tensors, metadata, version, reader.position)
+
+
+def raw_values(source: Source, name: str) -> dict[str, bytes]:
+    """Each key's value type and value as they stand in the file, keys in its order.
+
+    Raises:
+        HeaderError: as ``read_gguf``, whose limits are held here too.
+    """
+    try:
+        reader = Reader(source, limit=limits.GGUF_HEADER_BYTES_MAX)
+        _version(reader)
+        _tensor_count(reader)
+        entries = _entries(reader, _key_count(reader))
+        return {entry.key: reader.passed(entry.start) for entry in entries}
+    except HeaderError as error:
+        raise error.in_file(name) from None
 
 
 def _version(reader: Reader) -> int:
@@ -64,6 +78,14 @@ def _version(reader: Reader) -> int:
     if version and version & 0xFFFF == 0:
         raise HeaderError("version", 4, "the file is big endian, which is not supported")
     raise HeaderError("version", 4, f"{version} is not one of {_VERSIONS}")
+
+
+def _tensor_count(reader: Reader) -> int:
+    return _count(reader, "tensor_count", limits.GGUF_TENSORS_MAX, limits.GGUF_TENSOR_BYTES_MIN)
+
+
+def _key_count(reader: Reader) -> int:
+    return _count(reader, "metadata_kv_count", limits.GGUF_KEYS_MAX, limits.GGUF_KEY_BYTES_MIN)
 
 
 def _count(reader: Reader, field: str, most: int, smallest: int) -> int:
@@ -80,22 +102,37 @@ def _count(reader: Reader, field: str, most: int, smallest: int) -> int:
     return count
 
 
+class _Entry(NamedTuple):
+    """A key, where its value type stands, that type, and the value."""
+
+    key: str
+    start: int
+    kind: int
+    value: MetadataValue
+
+
 def _metadata(reader: Reader, count: int) -> tuple[dict[str, MetadataValue], int]:
     metadata: dict[str, MetadataValue] = {}
     alignment = _DEFAULT_ALIGNMENT
+    for entry in _entries(reader, count):
+        metadata[entry.key] = entry.value
+        if entry.key == "general.alignment":
+            alignment = _alignment(entry.kind, entry.value, entry.start)
+    return metadata, alignment
+
+
+def _entries(reader: Reader, count: int) -> Iterator[_Entry]:
+    seen: set[str] = set()
     for index in range(count):
         start = reader.position
         raw = reader.string(f"metadata[{index}].key", longest=limits.GGUF_STRING_BYTES_MAX)
         key = identity(raw, f"metadata[{index}].key", start)
-        if key in metadata:
+        if key in seen:
             raise HeaderError(f"metadata[{index}].key", start, f"{shown(key)!r} stands twice")
+        seen.add(key)
         field, start = shown(key), reader.position
         kind = reader.u32(f"{field}: type")
-        value = _value(reader, kind, field, start)
-        metadata[key] = value
-        if key == "general.alignment":
-            alignment = _alignment(kind, value, start)
-    return metadata, alignment
+        yield _Entry(key, start, kind, _value(reader, kind, field, start))
 
 
 def _alignment(kind: int, value: MetadataValue, start: int) -> int:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import stat
 import struct
+import sys
+import threading
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -46,7 +48,7 @@ class BytesSource:
 
 
 class FileSource:
-    """A local regular file, opened once; nothing is mapped.
+    """A local regular file, opened once; nothing is mapped. Several threads may read at once.
 
     Raises:
         ModelNotFoundError: no such file.
@@ -67,6 +69,7 @@ class FileSource:
             os.close(descriptor)
             raise HeaderError("file", 0, "not a regular file", file=path.name)
         self._file = os.fdopen(descriptor, "rb", buffering=0)
+        self._seeking = threading.Lock()
         self._size = status.st_size
 
     @property
@@ -77,8 +80,7 @@ class FileSource:
         parts: list[bytes] = []
         missing = length
         try:
-            self._file.seek(offset)
-            while missing and (part := self._file.read(missing)):
+            while missing and (part := self._some(offset + length - missing, missing)):
                 parts.append(part)
                 missing -= len(part)
         except OSError as error:
@@ -86,6 +88,18 @@ class FileSource:
         if missing:
             raise HeaderError("file", offset, f"{missing} bytes fewer than the file had at first")
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    if sys.platform == "win32":
+
+        def _some(self, offset: int, length: int) -> bytes:
+            """Windows reads only where the file's one position is."""
+            with self._seeking:
+                self._file.seek(offset)
+                return self._file.read(length)
+    else:
+
+        def _some(self, offset: int, length: int) -> bytes:
+            return os.pread(self._file.fileno(), length, offset)
 
     def close(self) -> None:
         self._file.close()
@@ -144,6 +158,10 @@ class Reader:
         self._fill(stop)
         self.position = stop
         return self._window[start:stop]
+
+    def passed(self, start: int) -> bytes:
+        """The bytes from ``start`` to here once more."""
+        return self._window[start : self.position]
 
     def u32(self, field: str) -> int:
         value: int = _U32.unpack(self.take(4, field))[0]

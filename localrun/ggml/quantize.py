@@ -50,10 +50,7 @@ def quantize(
     n, k = rows.shape
     size = row_size(type, k)
     source = np.ascontiguousarray(rows, np.float32)
-    # A sum in double precision cannot overflow: it is finite where every number is.
-    if not np.isfinite(np.add.reduce(source, axis=None, dtype=np.float64)):
-        row = int(np.flatnonzero(~np.isfinite(source).all(axis=1))[0])
-        raise SourceError(f"row {row} of the weights holds a number that is not finite")
+    _require_finite(source)
     weights = None if imatrix is None else _importance(imatrix, k)
     if weights is None and needs_imatrix(type):
         raise UsageError(
@@ -70,6 +67,27 @@ def quantize(
     importance = None if weights is None else weights.ctypes.data
     chunk(type_number(type), source.ctypes.data, blocks.ctypes.data, 0, n, k, importance)
     return blocks
+
+
+def first_bad_row(type: str, blocks: NDArray[np.uint8]) -> int | None:
+    """The first of the rows ``[n, bytes of a row]`` with a block whose scale stands for an
+    infinity or a NaN; None where all are finite.
+
+    Raises:
+        UsageError: no such type.
+    """
+    import numpy as np
+
+    check = function(
+        "ggml-base", "ggml_validate_row_data", ctypes.c_bool, ctypes.c_int, ctypes.c_void_p,
+        ctypes.c_size_t,
+    )  # fmt: skip
+    number = type_number(type)
+    source = np.ascontiguousarray(blocks, np.uint8)
+    if check(number, source.ctypes.data, source.nbytes):
+        return None
+    bad = (at for at, row in enumerate(source) if not check(number, row.ctypes.data, row.nbytes))
+    return next(bad, None)
 
 
 def dequantize(type: str, blocks: NDArray[np.uint8], columns: int) -> NDArray[np.float32]:
@@ -94,6 +112,17 @@ def dequantize(type: str, blocks: NDArray[np.uint8], columns: int) -> NDArray[np
     if n:
         _to_float(type)(source.ctypes.data, numbers.ctypes.data, n * columns)
     return numbers
+
+
+def _require_finite(rows: NDArray[np.float32]) -> None:
+    import numpy as np
+
+    with np.errstate(over="ignore", invalid="ignore"):
+        # No sum with a number that is not finite is finite. The quick one may overflow without.
+        if np.isfinite(rows.sum()) or np.isfinite(rows.sum(dtype=np.float64)):
+            return
+    row = int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
+    raise SourceError(f"row {row} of the weights holds a number that is not finite")
 
 
 def _to_float(type: str) -> Any:

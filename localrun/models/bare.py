@@ -87,7 +87,7 @@ class Bare:
         found = converted(plain, fields, layers)
         kept, released = _kinds(found, layers), _kinds(plain, layers)
         left_out = tuple(kind for kind in ("draft", "vision") if kind in released - kept)
-        return list(retyped(found, quant, _model(fields, found))), left_out
+        return list(retyped(found, quant, mixture_model(fields, found))), left_out
 
 
 def _unquantized(values: Mapping[str, object]) -> dict[str, object]:
@@ -98,7 +98,8 @@ def _kinds(tensors: list[LayoutTensor], layers: int) -> set[str]:
     return {classify(tensor.name, layers)[0] for tensor in tensors}
 
 
-def _model(fields: Fields, found: list[LayoutTensor]) -> Model:
+def mixture_model(fields: Fields, found: list[LayoutTensor]) -> Model:
+    """What mixtures look at, of a configuration and the tensors of its GGUF file."""
     blocks = {tensor.name.split(".")[1] for tensor in found if tensor.name.startswith("blk.")}
     common = facts(fields)
     # Latent keys and values are one head to every query head.

@@ -54,6 +54,18 @@ _DELTA: Final = {
 _OWN: Final[Mapping[str, Mapping[str, str]]] = {
     "deepseek2": _LATENT,
     "deepseek32": _LATENT,
+    "deepseek41": {
+        "kv_source_layer_ids": "attention.kv_source_layers",
+        "index_source_layer_ids": "attention.index_source_layers",
+        "candidate_source_layer_id": "attention.indexer.candidate_source_layer",
+        "candidate_topk_blocks": "attention.indexer.candidate_topk_blocks",
+        "candidate_block_size": "attention.indexer.candidate_block_size",
+        "engram_layer_ids": "engram.layers",
+        "engram_num_embeddings": "engram.embedding_counts",
+        "engram_max_ngram_size": "engram.ngram_size",
+        "engram_n_heads": "engram.head_count",
+        "engram_head_dim": "engram.head_dim",
+    },
     "glm-dsa": _LATENT,
     "glm5-next": _LATENT,
     "kimi-linear": _LATENT,

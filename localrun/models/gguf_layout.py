@@ -11,8 +11,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, Literal
 
+from localrun.errors import HeaderError
+from localrun.formats.text import shown
 from localrun.formats.types import GGUF_TYPES
 from localrun.models.architectures import bert
 from localrun.models.delta import DeltaNet
@@ -176,6 +179,20 @@ _MIXTURE: Final = {
 }
 
 
+Rows = Literal["all", "gate", "up", "keys", "values", "several"]
+"""Which rows of a release's tensor a part has: ``gate`` and ``up`` are halves of merged experts,
+``keys`` and ``values`` those of a latent projection; ``several`` tensors lie one behind another."""
+_Inner = tuple[str, tuple[int, ...], Rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What some or all ``rows`` of a release's tensor become in a GGUF file of floats."""
+
+    tensor: LayoutTensor
+    rows: Rows = "all"
+
+
 def converted(tensors: Iterable[LayoutTensor], config: Fields, layers: int) -> list[LayoutTensor]:
     """The tensors of a plain BF16 release as a converter writes them, in the order of the file's
     layers and names.
@@ -183,47 +200,60 @@ def converted(tensors: Iterable[LayoutTensor], config: Fields, layers: int) -> l
     Raises:
         HeaderError: latent attention whose sizes ``config`` does not give.
     """
-    if config.text("model_type") == "bert":
-        named = ((bert.gguf_name(tensor.name), tensor) for tensor in tensors)
-        return sorted((_stored(n, each.shape, each) for n, each in named if n), key=_place)
-    keeps_drafts = config.text("model_type") not in _NO_DRAFTS
     found: list[LayoutTensor] = []
     table: list[LayoutTensor] = []
     for tensor in tensors:
-        kind, _, _ = classify(tensor.name, layers)
-        numbered = _INNER.search(tensor.name)
-        own_file = kind == "draft" and (tensor.name.startswith("mtp.") or not keeps_drafts)
-        if kind == "vision" or own_file:
-            continue
-        if ".ngram_embedding." in tensor.name:
-            table.append(tensor)
-        elif numbered is None:
-            found.extend(_root(tensor))
-        else:
-            at = f"blk.{numbered[1]}."
-            found.extend(
-                _stored(at + name, shape, tensor)
-                for name, shape in _layer(numbered[2], tensor, config)
-            )
+        for part in parts(tensor, config, layers):
+            (table if part.rows == "several" else found).append(part.tensor)
     if table:
         rows = sum(part.shape[0] for part in table)
         shape = (rows, table[0].shape[1])
-        found.append(LayoutTensor("per_layer_token_embd.weight", shape, _TYPES["BF16"]))
-    return sorted(found, key=_place)
+        found.append(LayoutTensor(table[0].name, shape, _TYPES["BF16"]))
+    return sorted(found, key=lambda tensor: place(tensor.name))
 
 
-def _place(tensor: LayoutTensor) -> tuple[int, str]:
-    head, _, rest = tensor.name.partition(".")
+def parts(tensor: LayoutTensor, config: Fields, layers: int) -> tuple[Part, ...]:
+    """What one tensor of a release of ``layers`` becomes; nothing where it is in no such file.
+
+    A name that no table here has is kept: it is for the caller to know what a model consists of.
+
+    Raises:
+        HeaderError: latent attention whose sizes ``config`` does not give, or a tensor of too few
+            dimensions.
+    """
+    if config.text("model_type") == "bert":
+        name = bert.gguf_name(tensor.name)
+        return (Part(_stored(name, tensor.shape, tensor)),) if name else ()
+    kind, _, _ = classify(tensor.name, layers)
+    keeps_drafts = config.text("model_type") not in _NO_DRAFTS
+    own_file = kind == "draft" and (tensor.name.startswith("mtp.") or not keeps_drafts)
+    if kind == "vision" or own_file:
+        return ()
+    if ".ngram_embedding." in tensor.name:
+        return (Part(_stored("per_layer_token_embd.weight", tensor.shape, tensor), "several"),)
+    numbered = _INNER.search(tensor.name)
+    if numbered is None:
+        return tuple(_root(tensor))
+    at = f"blk.{numbered[1]}."
+    return tuple(
+        Part(_stored(at + name, shape, tensor), rows)
+        for name, shape, rows in _layer(numbered[2], tensor, config)
+    )
+
+
+def place(name: str) -> tuple[int, str]:
+    """Where a tensor stands in a file: by layer, then by name, as llama.cpp's quantizer has it."""
+    head, _, rest = name.partition(".")
     number = rest.partition(".")[0]
-    return (int(number) if head == "blk" and number.isdecimal() else -1, tensor.name)
+    return (int(number) if head == "blk" and number.isdecimal() else -1, name)
 
 
-def _root(tensor: LayoutTensor) -> Iterator[LayoutTensor]:
+def _root(tensor: LayoutTensor) -> Iterator[Part]:
     name = re.sub(r"^(?:language_model\.|model\.)+", "", tensor.name)
     if name == "output_attn_res_norm.weight":
         return
     stem, suffix = _split(name)
-    yield _stored(_joined(_ROOT.get(stem, stem), suffix), tensor.shape, tensor)
+    yield Part(_stored(_joined(_ROOT.get(stem, stem), suffix), tensor.shape, tensor))
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -236,30 +266,37 @@ def _joined(stem: str, suffix: str) -> str:
     return stem if whole else f"{stem}.{suffix}"
 
 
-def _layer(
-    inner: str, tensor: LayoutTensor, config: Fields
-) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """(name without the layer, shape) of what one tensor of a layer becomes."""
+def _layer(inner: str, tensor: LayoutTensor, config: Fields) -> Iterator[_Inner]:
+    """(name without the layer, shape, rows) of what one tensor of a layer becomes."""
     shape = tensor.shape
     stem, suffix = _split(inner)
     if one := _EXPERT.fullmatch(inner):
-        yield f"ffn_{_PROJECTIONS[one[1]]}_exps.weight", (tensor.copies, *shape)
+        yield f"ffn_{_PROJECTIONS[one[1]]}_exps.weight", (tensor.copies, *shape), "all"
     elif several := _MERGED.fullmatch(inner):
+        _require_dimensions(tensor, 2 if several[2] else 3)
         yield from _unmerged(several[1], bool(several[2]), shape, config)
     elif stem == "self_attn.kv_b_proj":
+        _require_dimensions(tensor, 2)
         yield from _latent(shape, config)
     elif stem == "linear_attn.in_proj_qkvz":
         net = DeltaNet.of(config)
-        yield "attn_qkv.weight", (net.channels, shape[1])
-        yield "attn_gate.weight", (net.values, shape[1])
+        _require_dimensions(tensor, 2)
+        yield "attn_qkv.weight", (net.channels, shape[1]), "keys"
+        yield "attn_gate.weight", (net.values, shape[1]), "gate"
     elif inner.startswith("ple.ple_embedding.") or inner.endswith("_res_norm.weight"):
         return  # Hash constants are metadata there, and these norms are folded into projections.
     elif inner.startswith(("mlp.", "ffn.", "block_sparse_moe.")):
-        yield _feed_forward(inner, stem, suffix), shape
+        yield _feed_forward(inner, stem, suffix), shape, "all"
     elif stem == "post_attention_layernorm" and _NORM_BEHIND.match(config.text("model_type") or ""):
-        yield "post_attention_norm.weight", shape
+        yield "post_attention_norm.weight", shape, "all"
     else:
-        yield _joined(_LAYER.get(stem, stem), suffix), shape
+        yield _joined(_LAYER.get(stem, stem), suffix), shape, "all"
+
+
+def _require_dimensions(tensor: LayoutTensor, least: int) -> None:
+    if len(tensor.shape) < least:
+        problem = f"has the shape {tensor.shape}, not {least} dimensions"
+        raise HeaderError(shown(tensor.name), 0, problem)
 
 
 def _feed_forward(inner: str, stem: str, suffix: str) -> str:
@@ -272,29 +309,25 @@ def _feed_forward(inner: str, stem: str, suffix: str) -> str:
     return _joined(_LAYER.get(stem, stem), suffix)
 
 
-def _unmerged(
-    name: str, bias: bool, shape: tuple[int, ...], config: Fields
-) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _unmerged(name: str, bias: bool, shape: tuple[int, ...], config: Fields) -> Iterator[_Inner]:
     """Releases disagree on which way merged experts lie; the model's width tells."""
     count, width = shape[0], config.needed("hidden_size", most=WIDTH_MAX)
-    if bias and name == "down_proj":
-        yield "ffn_down_exps.bias", shape
-    elif bias:
-        for part in ("gate", "up"):
-            yield f"ffn_{part}_exps.bias", (count, shape[1] // 2)
-    elif name == "down_proj":
-        yield "ffn_down_exps.weight", (count, width, math.prod(shape[1:]) // width)
-    else:
-        for part in ("gate", "up"):
-            yield f"ffn_{part}_exps.weight", (count, math.prod(shape[1:]) // width // 2, width)
+    suffix = "bias" if bias else "weight"
+    if name == "down_proj":
+        down = shape if bias else (count, width, math.prod(shape[1:]) // width)
+        yield f"ffn_down_exps.{suffix}", down, "all"
+        return
+    half = (count, shape[1] // 2) if bias else (count, math.prod(shape[1:]) // width // 2, width)
+    yield f"ffn_gate_exps.{suffix}", half, "gate"
+    yield f"ffn_up_exps.{suffix}", half, "up"
 
 
-def _latent(shape: tuple[int, ...], config: Fields) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _latent(shape: tuple[int, ...], config: Fields) -> Iterator[_Inner]:
     heads = config.needed("num_attention_heads", most=HEADS_MAX)
     nope = config.needed("qk_nope_head_dim", most=WIDTH_MAX)
     value = config.needed("v_head_dim", most=WIDTH_MAX)
-    yield "attn_k_b.weight", (heads, shape[1], nope)
-    yield "attn_v_b.weight", (heads, value, shape[1])
+    yield "attn_k_b.weight", (heads, shape[1], nope), "keys"
+    yield "attn_v_b.weight", (heads, value, shape[1]), "values"
 
 
 def _stored(name: str, shape: tuple[int, ...], tensor: LayoutTensor) -> LayoutTensor:

@@ -6,8 +6,9 @@ https://github.com/ggml-org/llama.cpp/blob/master/src/llama-quant.cpp.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -49,6 +50,10 @@ _DEFAULTS: Final = {
     "IQ2_XXS": "IQ2_XXS",
     "IQ1_M": "IQ1_M",
     "IQ1_S": "IQ1_S",
+    "TQ2_0": "TQ2_0",
+    "TQ1_0": "TQ1_0",
+    "Q2_0": "Q2_0",
+    "Q1_0": "Q1_0",
     "MXFP4": "MXFP4",
     "NVFP4": "NVFP4",
 }
@@ -62,16 +67,23 @@ _SMALLEST: Final = frozenset({"IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ1_S", "I
 # Mixtures that are made with an importance matrix or not at all.
 _WEIGHTED: Final = _SMALLEST | {"IQ3_XXS", "IQ3_XS", "Q2_K_S"}
 _FALLBACKS: Final = {
+    "TQ1_0": "Q4_0",
+    "TQ2_0": "Q4_0",
+    "Q2_0": "Q4_0",
     "Q2_K": "Q4_0",
     "Q3_K": "Q4_0",
     "Q4_K": "Q5_0",
     "Q5_K": "Q5_1",
     "Q6_K": "Q8_0",
 }
-_FLOATS: Final = frozenset({"F32", "F16", "BF16", "I32"})
+_FLOATS: Final = frozenset({"F32", "F16", "BF16"})
+_INTEGERS: Final = frozenset({"I8", "I16", "I32", "I64"})
 _KEPT: Final = re.compile(
     r"_norm\.weight|ffn_gate_inp\.weight|ffn_gate_tid2eid|altup|laurel|per_layer_model_proj"
     r"|ssm_conv1d|shortconv\.conv\.weight|indexer\.[kq]_proj\.weight|^position_embd\.|^token_types\."
+    r"|time_mix_(?:first|w[012]|v[012]|a[012]|g[12]|decay_w[12]|lerp_fused)\.weight"
+    r"|attn_rel_b\.weight|\.position_embd|\.rel_pos|\.patch_embd|\.patch_merger"
+    r"|sam\.(?:pos_embd|neck\.|net_)|a\.rvq\.codebook|mm\.a\.code_embd"
 )
 _KEPT_IN_GLM5: Final = re.compile(
     r"hc_|indexer\.attn_q_b|indexer\.attn_k|indexer\.proj|indexer_compressor_(?:gate|ape)"
@@ -96,8 +108,8 @@ def known() -> tuple[str, ...]:
     return tuple(_DEFAULTS)
 
 
-def mixture_name(quant: str) -> str:
-    """``quant`` in the spelling of ``known()``.
+def mixture_name(quant: str, *, flag: str = "--quant") -> str:
+    """``quant``, which ``flag`` was given, in the spelling of ``known()``.
 
     Raises:
         UsageError: no such mixture.
@@ -106,7 +118,7 @@ def mixture_name(quant: str) -> str:
     name = _ALIASES.get(name, name)
     if name not in _DEFAULTS:
         raise UsageError(
-            f"--quant {shown(quant)}: there is no such quantization",
+            f"{flag} {shown(quant)}: there is no such quantization",
             hint=f"one of {', '.join(_DEFAULTS)}",
         )
     return name
@@ -134,13 +146,41 @@ class Model:
         return self.architecture.startswith(("glm5_next", "glm5-next"))
 
 
+@dataclass(frozen=True, slots=True)
+class Assigned:
+    """A tensor with the type it gets; ``wanted`` is another where no block of that divides its
+    rows."""
+
+    tensor: LayoutTensor
+    wanted: str
+
+
 def retyped(
     tensors: Iterable[LayoutTensor], quant: str, model: Model, *, weighted: bool | None = None
 ) -> Iterator[LayoutTensor]:
     """``tensors`` of a GGUF file in floats with the types that the mixture ``quant`` gives them.
 
-    They are visited by layer and name, as the rules count. ``weighted`` says whether an importance
-    matrix is at hand; None where the smallest mixtures have one and others have not.
+    They are visited in their order, which is by layer and name where the rules are to count as
+    llama.cpp does. ``weighted`` says whether an importance matrix is at hand; None where the
+    smallest mixtures have one and others have not.
+
+    Raises:
+        UsageError: no such mixture.
+    """
+    for each in assigned(tensors, quant, model, weighted=weighted):
+        yield each.tensor
+
+
+def assigned(
+    tensors: Iterable[LayoutTensor],
+    quant: str,
+    model: Model,
+    *,
+    weighted: bool | None = None,
+    override: Callable[[str], str | None] = lambda _: None,
+) -> Iterator[Assigned]:
+    """The same with what the rules wanted. ``override`` may name the type of a tensor that may be
+    quantized; the rules do not count such a one.
 
     Raises:
         UsageError: no such mixture.
@@ -155,8 +195,23 @@ def retyped(
         values=sum(_category(tensor.name) in _VALUES for tensor in found),
     )
     for tensor in found:
-        kind = _TYPES[chooser.type_of(tensor)]
-        yield LayoutTensor(tensor.name, tensor.shape, kind, tensor.copies)
+        wanted = got = tensor.type.name
+        if quantizable(tensor, model):
+            wanted = override(tensor.name) or chooser.type_of(tensor)
+            got = fitting(wanted, tensor.shape[-1])
+        yield Assigned(LayoutTensor(tensor.name, tensor.shape, _TYPES[got], tensor.copies), wanted)
+
+
+def quantizable(tensor: LayoutTensor, model: Model) -> bool:
+    """Whether a mixture may change the tensor's type: what it may not stays as it is."""
+    name = tensor.name
+    if not name.endswith("weight") or tensor.type.name in _INTEGERS:
+        return False
+    if math.prod(tensor.shape[:-1]) < 2:  # one row: a vector, however it is written
+        return False
+    if _KEPT.search(name):
+        return False
+    return not (model.is_glm5 and _KEPT_IN_GLM5.search(name))
 
 
 def _category(name: str) -> str:
@@ -186,29 +241,24 @@ class _Chooser:
     seen: dict[str, int] = field(default_factory=dict)
 
     def type_of(self, tensor: LayoutTensor) -> str:
+        """Of a tensor that may be quantized, before its width is looked at."""
         default = _DEFAULTS[self.quant]
-        if not self._quantized(tensor):
-            return tensor.type.name
         if default in _FLOATS:
             return default
         category = _category(tensor.name)
         if self.quant == "NVFP4":
-            chosen = "BF16" if category in {"output", "embedding"} else default
-        elif self.quant == "MXFP4":
-            chosen = "MXFP4" if len(tensor.shape) > 2 else "Q8_0"
-        elif self.model.is_glm5 and _WIDE_IN_GLM5.search(tensor.name):
-            chosen = "Q8_0"
-        else:
-            chosen = self._chosen(tensor, category, default)
-        return _fitting(chosen, tensor.shape[-1])
+            return "BF16" if category in {"output", "embedding"} else default
+        if self.quant == "MXFP4":
+            return "MXFP4" if self._of_experts(tensor, category) else "Q8_0"
+        if self.model.is_glm5 and _WIDE_IN_GLM5.search(tensor.name):
+            return "Q8_0"
+        return self._chosen(tensor, category, default)
 
-    def _quantized(self, tensor: LayoutTensor) -> bool:
-        name = tensor.name
-        if len(tensor.shape) < 2 or not name.endswith("weight") or tensor.type.name == "I32":
+    def _of_experts(self, tensor: LayoutTensor, category: str) -> bool:
+        if category in {"output", "embedding"} or len(tensor.shape) < 3 or tensor.shape[-3] < 2:
             return False
-        if _KEPT.search(name):
-            return False
-        return not (self.model.is_glm5 and _KEPT_IN_GLM5.search(name))
+        # Its latent projections have three dimensions too.
+        return self.model.architecture != "bailingmoe3" or category in {"up", "gate", "down"}
 
     def _chosen(self, tensor: LayoutTensor, category: str, default: str) -> str:
         if category == "output" or (self.tied and category == "embedding"):
@@ -252,6 +302,8 @@ class _Chooser:
     def _embedding(self, default: str) -> str:
         if self.quant in {"IQ2_XXS", "IQ2_XS", "IQ1_S", "IQ1_M"}:
             return "Q2_K"
+        if self.quant in {"TQ1_0", "TQ2_0", "Q2_0"}:
+            return "Q4_K"
         return "IQ3_S" if self.quant in {"IQ2_S", "IQ2_M", "IQ3_XXS"} else default
 
     def _smallest(self, category: str, count: int, default: str) -> str:
@@ -336,8 +388,8 @@ class _Chooser:
         return fixed.get(self.quant, default)
 
 
-def _fitting(name: str, width: int) -> str:
-    """A type whose blocks divide the row: a smaller block, or none."""
+def fitting(name: str, width: int) -> str:
+    """``name``, or the type in its place whose blocks divide a row: a smaller block, or none."""
     if width % _TYPES[name].block_elements:
         name = _FALLBACKS.get(name, "IQ4_NL" if name.startswith("IQ") else name)
         if width % _TYPES[name].block_elements:

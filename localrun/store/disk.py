@@ -16,7 +16,7 @@ from localrun.errors import DiskFullError, LocalrunError
 
 _BLOCK = 4096  # the least a disk gives out: a directory's entry, a small file
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+_CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
 
 
 class Disk:
@@ -28,6 +28,17 @@ class Disk:
 
     def write(self, descriptor: int, data: memoryview) -> int:
         return os.write(descriptor, data)
+
+    def open(self, path: Path, *, append: bool = False) -> int:
+        """A file of ours that is there already, to be read and written."""
+        flags = os.O_RDWR | (os.O_APPEND if append else 0) | getattr(os, "O_NOFOLLOW", 0)
+        return os.open(path, flags | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+
+    def write_at(self, descriptor: int, data: memoryview, offset: int) -> int:
+        return os.pwrite(descriptor, data, offset)
+
+    def truncate(self, descriptor: int, size: int) -> None:
+        os.ftruncate(descriptor, size)
 
     def sync(self, descriptor: int) -> None:
         os.fsync(descriptor)

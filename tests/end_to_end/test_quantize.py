@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -33,22 +34,30 @@ def test_a_checkpoint_is_converted_and_said_to_be(
     code, said, noted = run(capsys, "quantize", str(tiny), str(out), "--type", "f16")
 
     assert code == 0
-    assert said == f"{out}: {out.stat().st_size / 1000:.1f} KB\n"
-    assert "F16: 13 tensors" in noted
+    assert said.startswith(f"{out}: {out.stat().st_size / 1000:.1f} KB in ")
+    assert re.search(r"^F16 +F16 +13 ", noted, re.MULTILINE)
+    assert "same tokens as the release's" in noted
 
 
 def test_json_says_what_was_written(capsys: pytest.CaptureFixture[str], tiny: Path) -> None:
     out = tiny.parent / "tiny.gguf"
     arguments = ("quantize", str(tiny), str(out), "--type", "F32", "--json")
     told = json.loads(run(capsys, *arguments, "--dry-run")[1])
-    assert (told["written"], told["sha256"], out.exists()) == (False, None, False)
+    assert (told["written"], told["seconds"], out.exists()) == (False, None, False)
+    assert told["outputs"][0]["files"][0]["sha256"] is None
 
     done = json.loads(run(capsys, *arguments)[1])
 
     data = out.read_bytes()
-    assert done == {**told, "written": True, "sha256": hashlib.sha256(data).hexdigest()}
-    assert (done["bytes"], done["architecture"], done["type"]) == (len(data), "bert", "F32")
-    assert sum(each["bytes"] for each in done["tensors"].values()) < len(data)
+    (made,) = done["outputs"]
+    sha256 = hashlib.sha256(data).hexdigest()
+    assert made["files"] == [{"path": str(out), "bytes": len(data), "sha256": sha256}]
+    assert (done["bytes"], done["architecture"], made["type"]) == (len(data), "bert", "F32")
+    assert sum(each["bytes"] for each in made["tensors"].values()) < len(data)
+    changing = {"written", "seconds", "slabs_kept", "outputs", "predicted_seconds"}
+    assert {key: done[key] for key in done.keys() - changing} == {
+        key: told[key] for key in told.keys() - changing
+    }
 
 
 def test_the_file_is_shown_and_planned_as_an_encoder(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,9 +16,15 @@ from localrun.formats.types import GGUF_TYPES
 from localrun.quantize.gguf_writer import (
     F32,
     U32,
+    U64,
+    Bools,
+    F32s,
     GgufPlan,
     GgufWriter,
     I32s,
+    I64s,
+    Raw,
+    U32s,
     Value,
     Written,
 )
@@ -31,6 +39,13 @@ METADATA: dict[str, Value] = {
     "some.texts": ("", "▁über", "half \udce2"),
     "some.numbers": I32s((-1, 0, 2**31 - 1)),
     "no.texts": (),
+    "a.long.number": U64(2**64 - 1),
+    "long.numbers": I64s((-(2**63), 2**63 - 1)),
+    "counts": U32s((0, 2**32 - 1)),
+    "floats": F32s((0.5, -2.0)),
+    "flags": Bools((True, False)),
+    # An I8 as another file has it.
+    "from.elsewhere": Raw(struct.pack("<Ib", 1, -3)),
 }
 
 
@@ -72,6 +87,12 @@ def test_every_kind_of_value_reads_back() -> None:
         "some.texts": ("", "▁über", "half \udce2"),
         "some.numbers": (-1, 0, 2**31 - 1),
         "no.texts": (),
+        "a.long.number": 2**64 - 1,
+        "long.numbers": (-(2**63), 2**63 - 1),
+        "counts": (0, 2**32 - 1),
+        "floats": (0.5, -2.0),
+        "flags": (True, False),
+        "from.elsewhere": -3,
     }
 
 

@@ -1,4 +1,4 @@
-"""Knows no bytes: what a BERT checkpoint becomes as a GGUF file that llama.cpp embeds texts with.
+"""Knows no other family: BERT, an encoder that llama.cpp makes embeddings with.
 
 Keys and names are those that ``llama_model_bert`` reads
 (https://github.com/ggml-org/llama.cpp/blob/master/src/models/bert.cpp). How a text's states become
@@ -10,22 +10,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from localrun.errors import HeaderError, UsageError
+from localrun.errors import HeaderError, SourceError, UsageError
 from localrun.formats.text import shown
-from localrun.models import blocks
 from localrun.models.architectures.bert import gguf_name, layout
 from localrun.models.bare import FILE
+from localrun.models.blocks import Shape
 from localrun.models.fields import CONTEXT_MAX, VOCABULARY_MAX, WIDTH_MAX, Fields
-from localrun.models.gguf_layout import converted
-from localrun.models.layout import LayoutTensor
-from localrun.models.mixtures import Model, retyped
 from localrun.models.storage import Plain
 from localrun.quantize.checkpoint import Checkpoint
-from localrun.quantize.conversion import Conversion, Converted
-from localrun.quantize.gguf_writer import F32, U32, GgufPlan, Value, Written
-from localrun.quantize.wordpiece import read_wordpiece
+from localrun.quantize.families.metadata import number
+from localrun.quantize.families.tensors import made_of
+from localrun.quantize.gguf_writer import F32, U32, Value
+from localrun.quantize.models import GgufModel
+from localrun.quantize.stored.plain import INTEGERS
+from localrun.quantize.tokenizers.read import tokenizer_metadata
+from localrun.quantize.weights import Weight
 
-ARCHITECTURES: Final = ("BertModel", "BertForMaskedLM", "BertForPreTraining")
 # llama.cpp computes GELU by its tanh formula, whichever of these is written.
 _ACTIVATIONS: Final = frozenset(
     {"gelu", "gelu_new", "gelu_python", "gelu_fast", "gelu_pytorch_tanh"}
@@ -42,18 +42,19 @@ _FLAGS: Final = {
 _MODULES: Final = frozenset({"Transformer", "Pooling", "Normalize"})
 
 
-def convert(checkpoint: Checkpoint, mixture: str, name: str) -> Conversion:
-    """Plan the GGUF file of a BERT checkpoint, its matrices of type ``mixture``.
+def convert(checkpoint: Checkpoint, weights: Mapping[str, Weight], name: str) -> GgufModel:
+    """The GGUF file of a BERT checkpoint.
 
     Raises:
         UsageError: a BERT that llama.cpp would compute as another model.
         HeaderError: a field or a tensor that is absent or does not fit the others.
+        SourceError: a tensor holds no weights.
     """
     fields = Fields(checkpoint.config, FILE)
     shape = _checked(fields)
     pooling, notes = _pooling(checkpoint)
-    tensors = _tensors(checkpoint, fields, shape, mixture)
-    vocabulary = fields.needed("vocab_size", most=VOCABULARY_MAX)
+    made = made_of(_known(weights), layout(fields, Plain()), fields)
+    rows = fields.needed("vocab_size", most=VOCABULARY_MAX)
     metadata: dict[str, Value] = {
         "general.architecture": "bert",
         "general.type": "model",
@@ -65,20 +66,19 @@ def convert(checkpoint: Checkpoint, mixture: str, name: str) -> Conversion:
         "bert.attention.head_count": U32(shape.heads),
         "bert.attention.layer_norm_epsilon": F32(_epsilon(fields)),
         "bert.attention.causal": False,
-        **read_wordpiece(checkpoint).metadata(vocabulary),
+        **tokenizer_metadata(checkpoint, "bert", rows),
         "tokenizer.ggml.token_type_count": U32(
             fields.integer("type_vocab_size", most=VOCABULARY_MAX) or 2
         ),
     }
     if pooling is not None:
         metadata["bert.pooling_type"] = U32(pooling)
-    plan = GgufPlan(metadata, tuple(each.target for each in tensors))
-    return Conversion("bert", plan, tensors, notes)
+    return GgufModel("bert", metadata, made.tensors, shape.layers, 0, 1, (*made.notes, *notes))
 
 
-def _checked(fields: Fields) -> blocks.Shape:
+def _checked(fields: Fields) -> Shape:
     """What of the configuration llama.cpp takes for granted."""
-    shape = blocks.Shape.of(fields)
+    shape = Shape.of(fields)
     if shape.width % shape.heads or shape.heads * shape.head != shape.width:
         raise fields.error("num_attention_heads", f"{shape.heads} heads in {shape.width}")
     expected = {
@@ -95,53 +95,41 @@ def _checked(fields: Fields) -> blocks.Shape:
                 hint="this BERT would give other embeddings; use one of the usual shape",
             )
     if fields.flag("is_decoder") or fields.flag("add_cross_attention"):
-        raise UsageError(f"{FILE}: a decoder made of BERT is not converted")
+        raise UsageError(
+            f"{FILE}: a decoder made of BERT is not converted",
+            hint="an encoder is: one whose is_decoder is false",
+        )
     return shape
 
 
 def _epsilon(fields: Fields) -> float:
-    value = fields.values.get("layer_norm_eps", _EPSILON)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+    stated = number(fields, "layer_norm_eps")
+    value = _EPSILON if stated is None else stated
+    if not 0 < value < 1:
         raise fields.error("layer_norm_eps", "is not a number between 0 and 1")
-    return float(value)
+    return value
 
 
-def _tensors(
-    checkpoint: Checkpoint, fields: Fields, shape: blocks.Shape, mixture: str
-) -> tuple[Converted, ...]:
-    """What the file will hold, in llama.cpp's order, each beside its source.
+def _known(weights: Mapping[str, Weight]) -> dict[str, Weight]:
+    """Without the heads and counters that no embedding passes through.
 
     Raises:
-        HeaderError: a tensor is missing, of another shape, or nobody knows it.
+        HeaderError: a tensor of another model.
+        SourceError: one that holds whole numbers.
     """
     found = {}
-    for tensor in checkpoint.header.tensors:
-        name = gguf_name(tensor.name)
-        if name is None:
-            raise HeaderError(shown(tensor.name), tensor.offset, "is no tensor of BERT's")
-        if name in found:
-            raise HeaderError(shown(tensor.name), tensor.offset, f"stands for {name} once more")
-        if name:
-            found[name] = tensor
-    expected = converted(layout(fields, Plain()), fields, shape.layers)
-    wanted = retyped(expected, mixture, Model("bert", shape.layers, 0, 1))
-    made = []
-    for each in wanted:
-        source = found.pop(each.name, None)
-        if source is None:
-            raise HeaderError(each.name, 0, "is not in the checkpoint", file=str(checkpoint.folder))
-        if tuple(dim for dim in source.shape if dim != 1) != each.shape:
-            problem = f"has the shape {source.shape}, {FILE} says {each.shape}"
-            raise HeaderError(shown(source.name), source.offset, problem)
-        made.append(Converted(source, _written(each)))
-    if found:
-        extra = next(iter(found.values()))
-        raise HeaderError(shown(extra.name), extra.offset, f"is not of {shape.layers} layers")
-    return tuple(made)
-
-
-def _written(tensor: LayoutTensor) -> Written:
-    return Written(tensor.name, tensor.type, tensor.shape)
+    for name, weight in weights.items():
+        told = gguf_name(name)
+        if told is None:
+            raise HeaderError(shown(name), weight.place[1], "is no tensor of BERT's")
+        if told and weight.stored in INTEGERS:
+            raise SourceError(
+                f"{shown(name)}: holds {weight.stored}, not weights",
+                hint="get the checkpoint again; one that holds such weights is damaged",
+            )
+        if told:
+            found[name] = weight
+    return found
 
 
 def _pooling(checkpoint: Checkpoint) -> tuple[int | None, tuple[str, ...]]:
@@ -174,14 +162,3 @@ def _mode(stated: Fields) -> str:
             hint=f"one of {', '.join(_POOLING)} is converted",
         )
     return modes[0]
-
-
-def supports(config: Mapping[str, object]) -> str | None:
-    """None, or why a checkpoint with this config.json is no BERT encoder."""
-    fields = Fields(config, FILE)
-    kind = fields.text("model_type")
-    if kind != "bert":
-        return f"model_type {shown(kind or 'not stated')!r}"
-    stated = fields.values.get("architectures")
-    named = stated[0] if isinstance(stated, list) and stated else ARCHITECTURES[0]
-    return None if named in ARCHITECTURES else f"architecture {shown(str(named))!r}"

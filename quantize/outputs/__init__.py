@@ -1,0 +1,1 @@
+"""Knows no source: the formats that are written, each as files, places and encoders."""
