@@ -2,6 +2,7 @@
 
     python bench/synthetic_checkpoint.py OUT --arch deepseek_v41|deepseek_v4|deepseek_v32|llama|
         qwen3_moe [--config FILE] [--seed N] [--scale 3GB] [--shards N] [--fused] [--headers-only]
+        [--heavy-tailed]
 
 OUT gets safetensors shards, config.json, a small real tokenizer with a chat template and, last,
 model.safetensors.index.json. Without --config the smallest model with every feature is written;
@@ -9,6 +10,8 @@ model.safetensors.index.json. Without --config the smallest model with every fea
 of a size. With --config only experts and rows follow --scale. The same arguments give the same
 bytes. --fused stores a layer's experts as one tensor, as transformers 5 does, with the numbers they
 have apart. --headers-only leaves the data out of the shards: they have their size but take no disk.
+--heavy-tailed draws what is stored as floats from Student's t with 4 degrees of freedom, and the
+head three times as large: a model to measure what quantizing loses with.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import argparse
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -60,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--shards", type=int, metavar="N")
     parser.add_argument("--fused", action="store_true")
     parser.add_argument("--headers-only", action="store_true")
+    parser.add_argument("--heavy-tailed", action="store_true")
     options = parser.parse_args(arguments)
     try:
         size = parse_size(options.scale) if options.scale else 0
@@ -71,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options.headers_only,
             shards=options.shards,
             fused=options.fused,
+            heavy_tailed=options.heavy_tailed,
         )
     except LocalrunError as error:
         parser.error(f"{error.message}; {error.hint}")
@@ -104,6 +109,7 @@ def write(
     *,
     shards: int | None = None,
     fused: bool = False,
+    heavy_tailed: bool = False,
 ) -> tuple[int, int]:
     """Write the checkpoint; gives (bytes of tensors, shards).
 
@@ -120,12 +126,16 @@ def write(
     for name, content in {**tokenizer, "config.json": json.dumps(config, indent=2) + "\n"}.items():
         (out / name).write_text(content, encoding="utf-8")
     parts = list(split(layout.values(), shards, fused=fused))
+
+    def drawn(part: Stored) -> Iterator[bytes]:
+        return values(part.tensor, part.name, seed, layout, heavy_tailed=heavy_tailed)
+
     placed: dict[str, str] = {}
     for number, shard in enumerate(parts, 1):
         name = f"model-{number:05}-of-{len(parts):05}.safetensors"
         placed |= {stored.name: name for stored in shard}
         with (out / name).open("xb") as file:
-            _write_shard(file, shard, seed, layout, headers_only)
+            _write_shard(file, shard, None if headers_only else drawn)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(placed.items()))}
     unfinished = out / f"{INDEX}.part"
     unfinished.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
@@ -208,11 +218,7 @@ def _place(stored: Stored) -> tuple[int, str]:
 
 
 def _write_shard(
-    file: BinaryIO,
-    shard: Sequence[Stored],
-    seed: int,
-    layout: Mapping[str, LayoutTensor],
-    headers_only: bool,
+    file: BinaryIO, shard: Sequence[Stored], drawn: Callable[[Stored], Iterator[bytes]] | None
 ) -> None:
     """Layout: https://github.com/huggingface/safetensors#format."""
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
@@ -228,13 +234,12 @@ def _write_shard(
     header = json.dumps(entries, separators=(",", ":")).encode()
     header += b" " * (-len(header) % _ALIGNMENT)
     file.write(len(header).to_bytes(8, "little") + header)
-    if headers_only:
+    if drawn is None:
         file.truncate(8 + len(header) + position)
         return
     for stored in shard:
         for part in stored.parts or (stored,):
-            for piece in values(part.tensor, part.name, seed, layout):
-                file.write(piece)
+            file.writelines(drawn(part))
     file.flush()
     os.fsync(file.fileno())
 

@@ -2,7 +2,8 @@
 
 A tensor's bytes depend on the seed and its name alone. Matrices are normal with the deviation that
 keeps activations at their size, 1 / sqrt(columns); norms are 1; scales differ from block to block,
-so that reading the wrong one shows.
+so that reading the wrong one shows. Weights of trained models have heavier tails than the normal
+distribution, which is what quantizing them costs most: floats are drawn with such where asked for.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
 from typing import Any
@@ -25,15 +27,33 @@ Array = np.ndarray[Any, np.dtype[Any]]
 _E4M3_DEVIATION = 64.0
 _E2M1_DEVIATION = 2.93
 _BIAS = 127
+# Of a model with heavy tails: logits of deviation 1 are those of one that expects nothing.
+_HEAD = "lm_head.weight"
+_HEAD_SCALE = 3.0
 _ONES = re.compile(r"norm\d*\.weight$|engram\.[qk]_weight$|hc_\w+_scale$")
 
 
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """What values depend on besides their tensor: the layout's tensors by their own names, since a
+    scale needs to know its weight, and whether floats have heavy tails."""
+
+    peers: Mapping[str, LayoutTensor]
+    heavy_tailed: bool
+
+
 def values(
-    tensor: LayoutTensor, name: str, seed: int, peers: Mapping[str, LayoutTensor]
+    tensor: LayoutTensor,
+    name: str,
+    seed: int,
+    peers: Mapping[str, LayoutTensor],
+    *,
+    heavy_tailed: bool = False,
 ) -> Iterator[bytes]:
     """The bytes of one copy of ``tensor`` called ``name``, in pieces of bounded size.
 
-    ``peers`` are the layout's tensors by their own names: a scale needs to know its weight.
+    ``peers`` are the layout's tensors by their own names. With ``heavy_tailed`` floats are drawn
+    from Student's t of the same deviation, and a head's three times as large.
 
     Raises:
         UsageError: a type that no release of these architectures has.
@@ -47,9 +67,10 @@ def values(
     if tensor.type.name == "I64":
         yield from _choices(tensor, source, peers)
         return
+    given = _Given(peers, heavy_tailed)
     while left:
         size = min(left, CHUNK)
-        piece = make(tensor, source, size // tensor.type.block_bytes, peers)
+        piece = make(tensor, source, size // tensor.type.block_bytes, given)
         yield piece.tobytes()
         left -= size
 
@@ -67,6 +88,21 @@ def _normal() -> Array:
     normal = NormalDist()
     points = [normal.inv_cdf((index + 0.5) / 65536) for index in range(65536)]
     return np.array(points, dtype=np.float32)
+
+
+@lru_cache(maxsize=1)
+def _student() -> Array:
+    """65,536 quantiles of Student's t with 4 degrees of freedom, of deviation 1.
+
+    Closed form: https://en.wikipedia.org/wiki/Quantile_function#Student's_t-distribution.
+    """
+    points = (np.arange(65536) + 0.5) / 65536
+    alpha = 4 * points * (1 - points)
+    inner = np.cos(np.arccos(np.sqrt(alpha)) / 3) / np.sqrt(alpha)
+    drawn = np.sign(points - 0.5) * 2 * np.sqrt(inner - 1)
+    # The table ends where the tails go on: by its own deviation, not the distribution's.
+    scaled: Array = (drawn / drawn.std()).astype(np.float32)
+    return scaled
 
 
 @lru_cache(maxsize=1)
@@ -98,58 +134,49 @@ def deviation(tensor: LayoutTensor) -> float:
     return float((tensor.shape[-1] * packed) ** -0.5)
 
 
-def _floats(tensor: LayoutTensor, source: np.random.PCG64, count: int) -> Array:
+def _floats(tensor: LayoutTensor, source: np.random.PCG64, count: int, given: _Given) -> Array:
     sigma = deviation(tensor)
     if sigma == 0:
         return np.ones(count, dtype="<f4")
-    drawn: Array = _normal()[_bits(source, count, "<u2")] * np.float32(sigma)
+    if given.heavy_tailed and tensor.name == _HEAD:
+        sigma *= _HEAD_SCALE
+    table = _student() if given.heavy_tailed else _normal()
+    drawn: Array = table[_bits(source, count, "<u2")] * np.float32(sigma)
     return drawn.astype("<f4", copy=False)
 
 
-def _f32(
-    tensor: LayoutTensor, source: np.random.PCG64, count: int, peers: Mapping[str, LayoutTensor]
-) -> Array:
-    weight = _scaled_by(tensor, peers)
+def _f32(tensor: LayoutTensor, source: np.random.PCG64, count: int, given: _Given) -> Array:
+    weight = _scaled_by(tensor, given.peers)
     if weight is None:
-        return _floats(tensor, source, count)
+        return _floats(tensor, source, count, given)
     spread = 0.75 + _bits(source, count, "<u2").astype("<f4") / 131072
     scales: Array = spread * np.float32(deviation(weight) / _E4M3_DEVIATION)
     return scales
 
 
-def _bf16(
-    tensor: LayoutTensor, source: np.random.PCG64, count: int, peers: Mapping[str, LayoutTensor]
-) -> Array:
-    words = _floats(tensor, source, count).view("<u4")
+def _bf16(tensor: LayoutTensor, source: np.random.PCG64, count: int, given: _Given) -> Array:
+    words = _floats(tensor, source, count, given).view("<u4")
     # To the nearest, ties to even; none is so large that it would overflow.
     rounded: Array = ((words + 0x7FFF + ((words >> 16) & 1)) >> 16).astype("<u2")
     return rounded
 
 
-def _f16(
-    tensor: LayoutTensor, source: np.random.PCG64, count: int, peers: Mapping[str, LayoutTensor]
-) -> Array:
-    return _floats(tensor, source, count).astype("<f2")
+def _f16(tensor: LayoutTensor, source: np.random.PCG64, count: int, given: _Given) -> Array:
+    return _floats(tensor, source, count, given).astype("<f2")
 
 
-def _f8(
-    tensor: LayoutTensor, source: np.random.PCG64, count: int, peers: Mapping[str, LayoutTensor]
-) -> Array:
+def _f8(tensor: LayoutTensor, source: np.random.PCG64, count: int, given: _Given) -> Array:
     codes: Array = _e4m3()[_bits(source, count, "<u1")]
     return codes
 
 
-def _i8(
-    tensor: LayoutTensor, source: np.random.PCG64, count: int, peers: Mapping[str, LayoutTensor]
-) -> Array:
+def _i8(tensor: LayoutTensor, source: np.random.PCG64, count: int, given: _Given) -> Array:
     """Two e2m1 codes a byte; each of the 16 is a number."""
     return _bits(source, count, "<u1")
 
 
-def _e8m0(
-    tensor: LayoutTensor, source: np.random.PCG64, count: int, peers: Mapping[str, LayoutTensor]
-) -> Array:
-    weight = _scaled_by(tensor, peers)
+def _e8m0(tensor: LayoutTensor, source: np.random.PCG64, count: int, given: _Given) -> Array:
+    weight = _scaled_by(tensor, given.peers)
     if weight is None:
         raise UsageError(f"{tensor.name}: a scale without a weight")
     codes = _E2M1_DEVIATION if weight.type.name == "I8" else _E4M3_DEVIATION
