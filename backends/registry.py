@@ -20,7 +20,10 @@ from localrun.models.spec import ModelSpec
 from localrun.plan.plan import Plan
 
 # In the order they are tried.
-_BACKENDS = {"llama.cpp": "localrun.backends.llamacpp.backend"}
+_BACKENDS = {
+    "llama.cpp": "localrun.backends.llamacpp.backend",
+    "mlx": "localrun.backends.mlx.backend",
+}
 
 
 class Backend(Protocol):

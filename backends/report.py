@@ -25,7 +25,8 @@ class Device:
 class BackendReport:
     """``openmp`` is None where it is not known; ``problem`` says why an installed library fails.
 
-    ``install`` is the exact command that installs the library for the CPU.
+    ``install`` is the exact command that installs the library for the CPU. ``optional``: this
+    system does well without it.
     """
 
     name: str
@@ -35,6 +36,7 @@ class BackendReport:
     openmp: bool | None
     problem: str | None
     install: str
+    optional: bool = False
 
     @property
     def has_gpu(self) -> bool:

@@ -25,6 +25,8 @@ State = Literal["ok", "note", "missing", "broken"]
 Verify = Annotated[
     bool, typer.Option("--verify", help="Also read every byte of every model: takes minutes.")
 ]
+# How a command begins that compiles a library.
+_BUILT = "CMAKE_ARGS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +82,17 @@ def backend_checks(backend: Backend, machine: Machine) -> Iterator[Check]:
     """What one backend's library and this machine's devices say of each other."""
     report = backend.probe()
     if not report.installed:
-        yield Check(report.name, "missing", report.problem or "not installed", report.install)
-        yield from _compilers()
+        state: State = "note" if report.optional else "missing"
+        yield Check(report.name, state, report.problem or "not installed", report.install)
+        if _BUILT in report.install:
+            yield from _compilers()
         return
     if report.problem is not None:
         yield Check(report.name, "broken", report.problem, report.install)
         return
     devices = ", ".join(device.description or device.name for device in report.devices)
     yield Check(report.name, "ok", f"version {report.version}, runs on {devices or 'nothing'}")
-    if machine.gpus and not report.has_gpu:
+    if machine.gpus and not report.has_gpu and not report.optional:
         found = machine.gpus[0]
         yield Check(
             f"{report.name} on the GPU",

@@ -103,7 +103,7 @@ def _remember(store: Path, key: Key, found: Measurements) -> None:
 
 
 def _devices(machine: Machine) -> dict[str, DeviceFigures]:
-    """What the installed backends measure of this machine's GPUs; of two backends, the first's."""
+    """What the first installed backend that measures any of this machine's GPUs gets of them."""
     from localrun.backends.registry import backend, names
     from localrun.errors import BackendMissingError
     from localrun.hardware.calibrate import DEVICES_SECONDS
@@ -111,10 +111,11 @@ def _devices(machine: Machine) -> dict[str, DeviceFigures]:
     found: dict[str, DeviceFigures] = {}
     for name in names():
         try:
-            figures = backend(name).calibrate(DEVICES_SECONDS / len(names()), note)
+            found = dict(backend(name).calibrate(DEVICES_SECONDS, note))
         except BackendMissingError:
             continue  # said where the CPU was to be measured
-        found = {**figures, **found}
+        if found:
+            break
     if machine.gpus and not found:
         here = ", ".join(dict.fromkeys(gpu.name for gpu in machine.gpus))
         note(f"note: no installed backend measured {here}; `localrun doctor` says what they find")

@@ -118,13 +118,13 @@ def _agrees_to_download(ref: CatalogueRef) -> bool:
 
 
 def candidates(
-    found: Found, machine: Machine, requested: str | None = None
+    found: Found, machine: Machine, requested: str | None = None, *, runnable: bool = False
 ) -> tuple[Candidate, ...]:
     """The backends a model can be planned for, in the order they are tried.
 
     A backend that this version lacks is planned for all the same, with ``problem`` saying so, where
-    none here runs the model or the user names it. A machine by name is taken to have whatever a
-    backend needs for its GPUs.
+    none here runs the model or the user names it; not so where the plan must be ``runnable``. A
+    machine by name is taken to have whatever a backend needs for its GPUs.
 
     Raises:
         UsageError: ``requested`` is no backend or cannot run the model.
@@ -141,19 +141,29 @@ def candidates(
     fitting, refusals = [], []
     for name in registry.names():
         refusal = registry.backend(name).supports(found.spec, found.format)
-        if refusal is None:
+        if refusal is None and _meant_for(name, machine):
             reason = f"the first backend that runs {found.spec.architecture} from {found.format}"
             fitting.append(Candidate(name, reason, _device(name, machine)))
         else:
-            refusals.append(f"{name}: {refusal}")
+            refusals.append(f"{name}: {refusal or 'computes on Macs, elsewhere on the CPU only'}")
+    if not runnable and found.format == _PLANNED_FORMAT:
+        reason = "; ".join(refusals)
+        fitting.append(Candidate(PLANNED[0], reason, True, _absent(PLANNED[0], found)))
     if fitting:
         return tuple(fitting)
     return (Candidate(PLANNED[0], "; ".join(refusals), True, _absent(PLANNED[0], found)),)
 
 
-# Backends of the design that plans can be made for before they can be run; both read one format.
-PLANNED = ("torch", "mlx")
+# Backends of the design that plans can be made for before they can be run; they read one format.
+PLANNED = ("torch",)
 _PLANNED_FORMAT = "safetensors"
+_MAC = "Darwin"
+
+
+def _meant_for(name: str, machine: Machine) -> bool:
+    """mlx is what Macs compute with. Elsewhere it is taken here and now, where nothing else runs
+    the model, and no machine by name is planned for it."""
+    return name != "mlx" or machine.system == _MAC or machine.name == AUTO
 
 
 def _plannable(name: str, found: Found) -> None:
@@ -186,16 +196,22 @@ def _device(name: str, machine: Machine) -> bool:
 
 
 def plan_found(
-    found: Found, machine: Machine, request: PlanRequest, *, explore: bool = False
+    found: Found,
+    machine: Machine,
+    request: PlanRequest,
+    *,
+    explore: bool = False,
+    runnable: bool = False,
 ) -> Plan:
-    """Plan a model that was looked up.
+    """Plan a model that was looked up; ``runnable`` for a backend that is here.
 
     Raises:
         PlanRequestError, DoesNotFitError: see ``plan``. UsageError: no such backend.
     """
     from localrun.plan.planner import plan
 
-    source = source_of(found, candidates(found, machine, request.backend))
+    chosen = candidates(found, machine, request.backend, runnable=runnable)
+    source = source_of(found, chosen)
     return plan(found.spec, machine, request, source, explore=explore)
 
 
@@ -237,7 +253,7 @@ def planned(found: Found, request: PlanRequest, machine: Machine) -> Prepared:
     from localrun.backends.registry import choose, loader
 
     choose(found.spec, found.format, request.backend)  # says so where no backend runs it
-    made = plan_found(found, machine, request)
+    made = plan_found(found, machine, request, runnable=True)
     return Prepared(found, made, loader(made.backend), request, machine)
 
 

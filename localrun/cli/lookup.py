@@ -163,13 +163,14 @@ def _on_disk(text: str, here: Settings, quant: str | None) -> Found | None:
 
 def described(files: ModelFiles) -> Found:
     """What the headers of a model on disk say of it."""
+    spec = describe_files(files)
     return Found(
         ref=str(files.ref),
-        spec=describe_files(files),
+        spec=spec,
         format=files.format,
         files=files,
         place="disk",
-        chat_template=None if files.format == "gguf" else _template(files),
+        chat_template=None if files.format == "gguf" else spec.chat_template,
     )
 
 
@@ -189,11 +190,18 @@ def _template(files: ModelFiles) -> str | None:
         if name.endswith(".jinja"):
             return data.decode("utf-8", "replace")
         try:
-            stated = parse_object(data, "tokenizer", 0).get("chat_template")
+            return _stated_template(parse_object(data, "tokenizer", 0).get("chat_template"))
         except HeaderError:
             return None
-        return stated if isinstance(stated, str) else None
     return None
+
+
+def _stated_template(value: object) -> str | None:
+    """A template, or of several the one that is called ``default``."""
+    if isinstance(value, list):
+        named = [each for each in value if isinstance(each, dict) and each.get("name") == "default"]
+        value = named[0].get("template") if named else None
+    return value if isinstance(value, str) else None
 
 
 def _tagged(ref: HubRef | CatalogueRef, quant: str) -> HubRef | CatalogueRef:
@@ -306,8 +314,10 @@ def describe_files(files: ModelFiles) -> ModelSpec:
                 hint=f"localrun pull {files.ref}",
             )
     header = read_header([file.path for file in files.weights if file.path is not None])
+    config = None
     for file in files.files:
         named = file.role == "config" and file.name.rpartition("/")[2] == _CONFIG
         if named and file.path is not None:
-            return describe(header, _read_config(file.path))
-    return describe(header)
+            config = _read_config(file.path)
+    spec = describe(header, config)
+    return spec if files.format == "gguf" else replace(spec, chat_template=_template(files))

@@ -91,7 +91,8 @@ class Memory:
 @dataclass(frozen=True, slots=True)
 class Gpu:
     """One device. ``kind`` is the maker's API; ``unified`` shares the machine's memory. ``cores``
-    is 0 where the driver does not count them."""
+    is 0 where the driver does not count them; ``wired_limit`` are the bytes that a Mac's user lets
+    it work with, 0 where the system decides."""
 
     name: str
     kind: str  # cuda, rocm, level-zero, metal
@@ -100,6 +101,7 @@ class Gpu:
     driver: str
     unified: bool = False
     cores: int = 0
+    wired_limit: int = 0
 
 
 @dataclass(frozen=True, slots=True)

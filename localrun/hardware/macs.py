@@ -24,6 +24,7 @@ SYSCTL = (
     "hw.optional.arm.FEAT_I8MM",
     "hw.optional.arm.FEAT_SME",
     "hw.optional.avx2_0",
+    "iogpu.wired_limit_mb",
 )
 SYSCTL_COMMAND = ("/usr/sbin/sysctl", *SYSCTL)
 DISPLAYS_COMMAND = ("/usr/sbin/system_profiler", "SPDisplaysDataType", "-json")
@@ -62,8 +63,17 @@ def mac_cpu(values: Mapping[str, str]) -> Cpu | None:
     )
 
 
-def mac_gpus(displays: str, memory_total: int, memory_available: int) -> tuple[Gpu, ...]:
-    """GPUs of ``system_profiler SPDisplaysDataType -json``; Apple's share the machine's memory."""
+def wired_limit(values: Mapping[str, str]) -> int:
+    """Bytes that ``sysctl iogpu.wired_limit_mb`` lets the GPU work with; 0, as it is unless a user
+    sets it, leaves that to the system."""
+    return _number(values, "iogpu.wired_limit_mb") * _UNITS["MB"]
+
+
+def mac_gpus(
+    displays: str, memory_total: int, memory_available: int, wired: int = 0
+) -> tuple[Gpu, ...]:
+    """GPUs of ``system_profiler SPDisplaysDataType -json``; Apple's share the machine's memory, of
+    which they may work with ``wired`` bytes."""
     try:
         entries = json.loads(displays)["SPDisplaysDataType"]
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -85,6 +95,7 @@ def mac_gpus(displays: str, memory_total: int, memory_available: int) -> tuple[G
                 ),
                 unified=unified,
                 cores=natural(str(entry.get("sppci_cores", ""))) or 0,
+                wired_limit=wired if unified else 0,
             )
         )
     return tuple(found)

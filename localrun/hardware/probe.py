@@ -18,6 +18,7 @@ from localrun.hardware.macs import (
     mac_cpu,
     mac_gpus,
     parse_sysctl,
+    wired_limit,
 )
 from localrun.hardware.memory import memory
 
@@ -45,8 +46,9 @@ def probe(places: Sequence[Path], *, proc: Path = PROC, sys: Path = SYS) -> Mach
 
 
 def _mac(has: Memory) -> tuple[Cpu, Found]:
-    processor = mac_cpu(parse_sysctl(_output(SYSCTL_COMMAND)))
-    displays = mac_gpus(_output(DISPLAYS_COMMAND), has.total, has.available)
+    told = parse_sysctl(_output(SYSCTL_COMMAND))
+    processor = mac_cpu(told)
+    displays = mac_gpus(_output(DISPLAYS_COMMAND), has.total, has.available, wired_limit(told))
     notes = () if displays else ("system_profiler names no GPU",)
     return processor or cpu(), (displays, notes)
 

@@ -15,8 +15,12 @@ DRIVER_AND_DESKTOP = 512 * MIB
 # Of a machine by name. A desktop with a browser; small machines run with less open.
 SYSTEM_LARGEST = 4 * GIB
 SYSTEM_SHARE = 1 / 8
-# Metal's recommendedMaxWorkingSetSize is 66 to 75 % of the memory unless a user raises it.
+# Metal's recommendedMaxWorkingSetSize, unless a user raises it: 10922 MiB of 16 GiB, 21845 of 32,
+# 49152 of 64 (github.com/ggml-org/llama.cpp issues 2011 and 1870); newer systems give 84 % of 128
+# (github.com/antirez/ds4 pull 893), the least is planned.
 METAL_SHARE = 0.75
+METAL_SMALL_SHARE = 2 / 3
+METAL_SMALL = 36 * GIB
 # PCs of one pool (GB10, Strix Halo) have no such limit, but firmware takes some: a GB10 sold with
 # 128 GB shows about 120 GiB to programs, of which the system uses its part.
 APU_RESERVE = 8 * GIB
@@ -48,8 +52,15 @@ def named_ram(capacity: int) -> int:
 def named_unified(capacity: int, *, metal: bool) -> int:
     """Usable bytes of one pool that CPU and GPU share."""
     if metal:
-        return min(int(capacity * METAL_SHARE), named_ram(capacity))
+        return min(working_set(capacity), named_ram(capacity))
     return max(0, capacity - APU_RESERVE)
+
+
+def working_set(capacity: int, wired_limit: int = 0) -> int:
+    """What Metal recommends of a Mac's memory; ``wired_limit`` is what its user has set, 0 where
+    that is left to the system."""
+    share = METAL_SMALL_SHARE if capacity < METAL_SMALL else METAL_SHARE
+    return wired_limit or int(capacity * share)
 
 
 def free_vram(free: int) -> int:
@@ -63,7 +74,9 @@ def free_ram(available: int, limit: int) -> int:
     return max(0, min(available, limit) - margin)
 
 
-def free_unified(total: int, available: int, limit: int, *, metal: bool) -> int:
+def free_unified(
+    total: int, available: int, limit: int, *, metal: bool, wired_limit: int = 0
+) -> int:
     """Usable bytes of this machine's one pool."""
     free = free_ram(available, limit)
-    return min(int(total * METAL_SHARE), free) if metal else free
+    return min(working_set(total, wired_limit), free) if metal else free

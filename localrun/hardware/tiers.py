@@ -130,7 +130,11 @@ def _unified(
         kind="unified",
         capacity_bytes=memory.limit,
         usable_bytes=reserves.free_unified(
-            memory.total, memory.available, memory.limit, metal=pool.kind == "metal"
+            memory.total,
+            memory.available,
+            memory.limit,
+            metal=pool.kind == "metal",
+            wired_limit=pool.wired_limit,
         ),
         read=figures.read or (part.bandwidth if part else _UNKNOWN_POOL),
         device=pool.name,

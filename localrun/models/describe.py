@@ -18,6 +18,7 @@ from localrun.models.gguf_config import file_type, translated
 from localrun.models.grouping import Entry, entries, groups, merged
 from localrun.models.layout import LayoutTensor
 from localrun.models.mixtures import mixture_name
+from localrun.models.mlx_packing import Packing, packing_of
 from localrun.models.spec import ModelSpec, Tokenizer
 
 UNKNOWN = "unknown"
@@ -37,12 +38,15 @@ def describe(header: Header, config: Mapping[str, object] | None = None) -> Mode
         return _gguf(header)
     fields = flat(config or {})
     model_type = Fields(config or {}, FILE).text("model_type") or UNKNOWN
+    packing = packing_of(fields)
     return _spec(
         merged(header.tensors),
         fields,
         model_type,
         name=fields.text("_name_or_path") or "",
+        quantization=packing.called if packing else "",
         known_caches=_caches_if_told(fields, model_type),
+        packing=packing,
     )
 
 
@@ -142,6 +146,7 @@ def _spec(
     licence: str | None = None,
     quantization: str = "",
     known_caches: Caches | None = None,
+    packing: Packing | None = None,
 ) -> ModelSpec:
     common = facts(fields)
     caches = known_caches or common.caches
@@ -152,6 +157,7 @@ def _spec(
         experts_used=common.experts_used,
         table_rows=caches.table_rows if caches else 0,
         encoder=encoder,
+        packing=packing,
     )
     types: dict[str, tuple[int, int]] = {}
     for entry in found:

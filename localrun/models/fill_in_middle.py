@@ -16,44 +16,49 @@ _KEYS: Final = (
     ("tokenizer.ggml.fim_suf_token_id", "tokenizer.ggml.suffix_token_id"),
     ("tokenizer.ggml.fim_mid_token_id", "tokenizer.ggml.middle_token_id"),
 )
-_TEXTS: Final = (
-    frozenset(
-        (
-            "<|fim_prefix|>",  # Qwen
-            "<fim-prefix>",
-            "<fim_prefix>",  # StarCoder, Granite
-            "<｜fim▁begin｜>",  # DeepSeek
-            "<PRE>",
-            "▁<PRE>",  # CodeLlama
-            "<|code_prefix|>",  # GLM
-            "<|prefix|>",  # Falcon
-        )
-    ),
-    frozenset(
-        (
-            "<|fim_suffix|>",
-            "<fim-suffix>",
-            "<fim_suffix>",
-            "<｜fim▁hole｜>",
-            "<SUF>",
-            "▁<SUF>",
-            "<|code_suffix|>",
-            "<|suffix|>",
-        )
-    ),
-    frozenset(
-        (
-            "<|fim_middle|>",
-            "<fim-middle>",
-            "<fim_middle>",
-            "<｜fim▁end｜>",
-            "<MID>",
-            "▁<MID>",
-            "<|code_middle|>",
-            "<|middle|>",
-        )
-    ),
+PREFIX: Final = frozenset(
+    (
+        "<|fim_prefix|>",  # Qwen
+        "<fim-prefix>",
+        "<fim_prefix>",  # StarCoder, Granite
+        "<｜fim▁begin｜>",  # DeepSeek
+        "<PRE>",
+        "▁<PRE>",  # CodeLlama
+        "<|code_prefix|>",  # GLM
+        "<|prefix|>",  # Falcon
+    )
 )
+SUFFIX: Final = frozenset(
+    (
+        "<|fim_suffix|>",
+        "<fim-suffix>",
+        "<fim_suffix>",
+        "<｜fim▁hole｜>",
+        "<SUF>",
+        "▁<SUF>",
+        "<|code_suffix|>",
+        "<|suffix|>",
+    )
+)
+MIDDLE: Final = frozenset(
+    (
+        "<|fim_middle|>",
+        "<fim-middle>",
+        "<fim_middle>",
+        "<｜fim▁end｜>",
+        "<MID>",
+        "▁<MID>",
+        "<|code_middle|>",
+        "<|middle|>",
+    )
+)
+# What begins a repository's name and another file's, and what fills a text up.
+REPOSITORY: Final = frozenset(
+    ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>")
+)
+FILE: Final = frozenset(("<|file_sep|>",))
+PAD: Final = frozenset(("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"))
+_TEXTS: Final = (PREFIX, SUFFIX, MIDDLE)
 _ANY: Final = frozenset[str]().union(*_TEXTS)
 
 

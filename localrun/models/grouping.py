@@ -8,6 +8,7 @@ from typing import Final, get_args
 
 from localrun.formats.header import TensorInfo
 from localrun.models.layout import LayoutTensor
+from localrun.models.mlx_packing import Packing
 from localrun.models.names import classify
 from localrun.models.spec import Experts, Group, GroupKind, Table
 
@@ -120,13 +121,14 @@ def groups(
     experts_used: int = 0,
     table_rows: int = 0,
     encoder: bool = False,
+    packing: Packing | None = None,
 ) -> tuple[Group, ...]:
     """Gather by kind and layer; sorted by layer, then kind.
 
     ``experts_used`` of 0 takes every expert as read. ``table_rows`` is how many rows of an n-gram
     table one token reads. Of an ``encoder`` no token reads an output matrix. Parameters are counted
     as the model has them: two to a byte of FP4 or eight to a word of packed integers, and no
-    scales.
+    scales; ``packing`` says how many an MLX word holds.
     """
     found = list(found)
     beside = scales(found)
@@ -134,7 +136,7 @@ def groups(
     for entry in found:
         kind, layer, expert = classify(entry.name, layers)
         gathered = sums.setdefault((kind, layer), _Sum())
-        parameters = parameters_of(entry, beside)
+        parameters = parameters_of(entry, beside, packing)
         gathered.add(entry, parameters, expert)
         if kind == "router" and entry.type in _INDICES and len(entry.shape) > 1:
             # A table of experts by token id: a token reads its row.
@@ -155,7 +157,7 @@ def scales(found: Iterable[Entry]) -> dict[str, Entry]:
     return {entry.name: entry for entry in found if entry.name.endswith(_BESIDE)}
 
 
-def parameters_of(entry: Entry, beside: Mapping[str, Entry]) -> int:
+def parameters_of(entry: Entry, beside: Mapping[str, Entry], packing: Packing | None = None) -> int:
     """How many numbers of the model ``entry`` holds; ``beside`` are the scales of all."""
     if entry.name in beside:
         return 0
@@ -167,7 +169,9 @@ def parameters_of(entry: Entry, beside: Mapping[str, Entry]) -> int:
     if name.endswith(".weight"):
         stem = name.removesuffix("weight")
         if kind == "U32" and stem + "scales" in beside:
-            return 8 * entry.elements
+            if packing is None:
+                return 8 * entry.elements
+            return beside[stem + "scales"].elements * packing.group_of(stem[:-1])
         scale = beside.get(stem + "scale") if kind == "I8" else None
         scale = beside.get(stem + "weight_scale") if kind == "U8" else scale
         if scale and scale.shape and entry.shape and _nibbles(entry.shape[-1], scale.shape[-1]):

@@ -22,7 +22,9 @@ _VISION = re.compile(
 )
 _DRAFT = re.compile(r"(?:^|\.)mtp\.|\.nextn\.|^nextn\.")
 _TABLE = re.compile(r"engram[._]emb|ngram_emb|per_layer_token_embd|embed_tokens_per_layer")
-_EXPERT = re.compile(r"\.experts\.|_exps\b|_chexps\b|\.ffn_(?:gate|up|down)\.#\.")
+_EXPERT = re.compile(
+    r"\.experts\.|\.switch_(?:mlp|glu)\.|_exps\b|_chexps\b|\.ffn_(?:gate|up|down)\.#\."
+)
 _LAYER: Final[tuple[tuple[GroupKind, re.Pattern[str]], ...]] = (
     ("hyper_connections", re.compile(r"[._]hc_|hyper_connection")),
     ("indexer", re.compile(r"indexer")),

@@ -7,10 +7,13 @@ what their users published (bench/planner_accuracy.py).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from localrun.errors import UsageError
+from localrun.plan.plan import KvType
+
+Kernels = Literal["tuned", "portable", "reference"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +27,12 @@ class Engine:
     up) to 1 (the longer of the two counts). ``prefill_layers`` is true where a prompt passes only
     the layers that the model's authors say it needs. ``uploads`` is true where a long prompt's host
     weights are computed on the GPU. ``kernels`` is ``portable`` for CPU code without tuned
-    block-quantized kernels. ``numa`` gives each socket weights of its own. ``fragments`` is the
-    share of memory that its allocator loses. ``native_kv`` keeps rows in the release's own format;
-    ``cells`` keeps one cache for all sequences, windows in full. ``parallel_cards`` splits each
-    layer over all cards.
+    block-quantized kernels, ``reference`` for code that is there to be correct, on one thread.
+    ``numa`` gives each socket weights of its own. ``fragments`` is the share of memory that its
+    allocator loses. ``native_kv`` keeps rows in the release's own format; ``cells`` keeps one cache
+    for all sequences, windows in full. ``parallel_cards`` splits each layer over all cards. ``kv``
+    is the one type that it keeps keys and values in, None where a plan chooses; ``host_kv`` and
+    ``host_kernels`` are for where no device computes.
     """
 
     name: str
@@ -37,13 +42,21 @@ class Engine:
     overlap: float = 0.0
     prefill_layers: bool = False
     uploads: bool = True
-    kernels: Literal["tuned", "portable"] = "tuned"
+    kernels: Kernels = "tuned"
     numa: bool = False
     fragments: float = 0.0
     native_kv: bool = False
     cells: bool = False
     parallel_cards: bool = False
+    kv: KvType | None = None
+    host_kv: KvType | None = None
+    host_kernels: Kernels | None = None
     source: str = ""
+
+    def on(self, *, device: bool) -> Engine:
+        """The same where a device computes, or where none does."""
+        kernels = self.host_kernels or self.kernels
+        return self if device else replace(self, kv=self.host_kv, kernels=kernels)
 
 
 _ENGINES = (
@@ -61,7 +74,17 @@ _ENGINES = (
         fragments=0.02,
         source="the backend of DeepSeek checkpoints",
     ),
-    Engine("mlx", "layers", "no", "inside", source="backends/mlx"),
+    # Keys and values are what the model computes in: 16 bits with Metal, 32 on a CPU.
+    Engine(
+        "mlx",
+        "layers",
+        "no",
+        "inside",
+        kv="f16",
+        host_kv="f32",
+        host_kernels="reference",
+        source="backends/mlx",
+    ),
     # ---------------------------------------------------------------------------------------------
     Engine("ollama", "layers", "no", "faults", source="runs llama.cpp"),
     Engine("lmstudio", "layers", "no", "faults", source="lmstudio.ai/docs: runs llama.cpp"),

@@ -123,7 +123,7 @@ def check_machine(request: PlanRequest, machine: Machine, spec: ModelSpec, sourc
         PlanRequestError: names the flag.
     """
     kinds = {tier.kind for tier in machine.tiers}
-    engines = [engine(candidate.backend) for candidate in source.candidates]
+    engines = [engine(each.backend).on(device=each.device) for each in source.candidates]
     slots = any(each.experts == "slots" for each in engines)
     simulated = bool(request.vram_bytes) and slots and "ram" in kinds
     device = any(candidate.device for candidate in source.candidates)
@@ -139,6 +139,10 @@ def check_machine(request: PlanRequest, machine: Machine, spec: ModelSpec, sourc
     if request.kv_type == "native" and engines and not any(each.native_kv for each in engines):
         names = ", ".join(each.name for each in engines)
         raise PlanRequestError(f"--kv-type native: {names} has no cache in a release's own format")
+    kept = {each.kv for each in engines}
+    if request.kv_type is not None and engines and not kept & {None, request.kv_type}:
+        names = ", ".join(f"{each.name} keeps {each.kv}" for each in engines)
+        raise PlanRequestError(f"--kv-type {request.kv_type}: {names}, and no other type")
     _check_tables(request, kinds)
     if "unified" in kinds and device:
         if request.cpu_expert_layers:

@@ -173,6 +173,8 @@ def host_rate(
     What was measured here counts as it is; otherwise the least of what memory delivers and what
     the cores compute.
     """
+    if engine.kernels == "reference":
+        return min(constants.REFERENCE_GBPS, _stream(tier))
     cores = compute.cores if compute and compute.cores else 0
     used = min(cores, threads) if cores and threads else cores
     if compute is not None and compute.gemv:
@@ -330,6 +332,8 @@ def _peak(tier: Tier) -> float:
 
 
 def _host_gflops(compute: Compute | None, engine: Engine) -> float:
+    if engine.kernels == "reference":
+        return constants.REFERENCE_GFLOPS
     if compute is not None and compute.prefill:
         return _only(compute.prefill)
     portable = engine.kernels == "portable"

@@ -126,6 +126,11 @@ class Solution:
     seconds: float
 
     @property
+    def rank(self) -> tuple[bool, float]:
+        """The least is taken: what can be executed first, then the fastest."""
+        return bool(self.candidate.problem), self.seconds
+
+    @property
     def rooms(self) -> Rooms:
         return self.task.rooms
 
@@ -141,14 +146,16 @@ def search(
     source: Source,
     fit: Constants = FITTED,
 ) -> tuple[Solution | None, Solution | None]:
-    """The fastest assignment that fits, over all candidates, and otherwise the one that lacks
-    least."""
+    """The fastest assignment that fits, over all candidates that can execute one, else over all;
+    and otherwise the one that lacks least."""
     best: Solution | None = None
     nearest: Solution | None = None
     floats = memory.layer_floats(spec)
     machine = replace(machine, compute=predict.tuned(machine.compute, spec))
     for candidate in source.candidates:
-        kind = engine(candidate.backend)
+        kind = engine(candidate.backend).on(device=candidate.device)
+        if kind.kv is not None and request.kv_type not in (None, kind.kv):
+            continue
         there = rooms(machine, request, kind, candidate.device)
         for n_ctx in contexts(spec, request):
             arranged = arrange(spec, request, kind, n_ctx)
@@ -156,7 +163,7 @@ def search(
             found, lacking = _fastest(task, n_ctx)
             if found is not None:
                 solution = Solution(candidate, task, *found)
-                if best is None or solution.seconds < best.seconds:
+                if best is None or solution.rank < best.rank:
                     best = solution
                 break
             if lacking is not None and (
@@ -380,8 +387,11 @@ def halved(most: int, least: int) -> Sequence[int]:
 
 
 def kv_type_of(request: PlanRequest, kind: Engine, spec: ModelSpec) -> KvType:
-    """The type asked for, else the release's own where the engine has it, else 16 bits."""
+    """The engine's only one, else the type asked for, else the release's own where the engine has
+    it, else 16 bits."""
     native = any(rows.native_bytes for rows in spec.caches)
+    if kind.kv is not None:
+        return kind.kv
     if request.kv_type is not None:
         return request.kv_type
     return "native" if kind.native_kv and native else "f16"

@@ -9,21 +9,32 @@ from pathlib import Path
 
 import pytest
 
+from localrun.backends.registry import backend as named
 from localrun.engine.runner import ModelRunner, SequenceId
 from localrun.errors import EngineError
 from localrun.plan.plan import Execution, KvType
 from tests.plans import bare_plan
 
+BACKENDS = ("llama.cpp", "mlx")
+_LIBRARIES = {"llama.cpp": "llama_cpp", "mlx": "mlx_lm"}
+
 
 @pytest.fixture(scope="session")
-def load_model(smollm2_path: Path) -> Callable[..., ModelRunner]:
+def smollm2_checkpoint(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first two layers of the default model as a release has them, in BF16: mlx's CPU kernels
+    are slow, and no test of a contract asks what the whole model would say."""
+    from tests.llama_checkpoints import write_checkpoint
+
+    return write_checkpoint(smollm2_path, tmp_path_factory.mktemp("smollm2"), layers=2)
+
+
+@pytest.fixture(scope="session")
+def load_model(smollm2_path: Path, request: pytest.FixtureRequest) -> Callable[..., ModelRunner]:
     """Loads the default model, or the files given, on one thread: a busy machine slows it least."""
-    if importlib.util.find_spec("llama_cpp") is None:
-        pytest.skip("llama_cpp is not installed")
-    from localrun.backends.llamacpp.backend import load
 
     def load_files(
         *files: Path,
+        backend: str = "llama.cpp",
         n_ctx: int = 256,
         ubatch: int = 64,
         kv: KvType = "f16",
@@ -32,7 +43,12 @@ def load_model(smollm2_path: Path) -> Callable[..., ModelRunner]:
         threads: int = 1,
         flash: bool = True,
     ) -> ModelRunner:
-        paths = tuple(str(file) for file in files or (smollm2_path,))
+        if importlib.util.find_spec(_LIBRARIES[backend]) is None:
+            pytest.skip(f"{_LIBRARIES[backend]} is not installed")
+        default = smollm2_path
+        if backend == "mlx":
+            default = request.getfixturevalue("smollm2_checkpoint") / "model.safetensors"
+        paths = tuple(str(file) for file in files or (default,))
         execution = Execution(
             n_ctx,
             ubatch,
@@ -44,7 +60,8 @@ def load_model(smollm2_path: Path) -> Callable[..., ModelRunner]:
             flash_attention=flash,
             parallel=parallel,
         )
-        return load(bare_plan(execution, paths))
+        runner: ModelRunner = named(backend).load(bare_plan(execution, paths, backend=backend))
+        return runner
 
     return load_files
 

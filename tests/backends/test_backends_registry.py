@@ -30,10 +30,16 @@ def test_a_gguf_model_runs_on_llama_cpp() -> None:
     assert choose(LLAMA, "gguf", "llama.cpp") == ("llama.cpp", "asked for by --backend")
 
 
+def test_a_model_of_safetensors_runs_on_mlx() -> None:
+    assert choose(LLAMA, "safetensors", None)[0] == "mlx"
+
+
 @pytest.mark.parametrize(
     ("architecture", "format", "requested", "message"),
     [
-        ("llama", "safetensors", None, "reads GGUF files, not safetensors"),
+        ("llama", "safetensors", "llama.cpp", "reads GGUF files, not safetensors"),
+        ("llama", "gguf", "mlx", "--backend mlx: reads safetensors files, not gguf"),
+        ("no-such", "safetensors", None, "mlx-lm 0.32.2 has no model of type 'no-such'"),
         ("t5encoder", "gguf", None, "does not generate with architecture 't5encoder'"),
         ("bert", "safetensors", None, "localrun quantize SRC OUT.gguf"),
         ("no-such", "gguf", "llama.cpp", "--backend llama.cpp: .*'no-such'"),

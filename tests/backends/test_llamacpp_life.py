@@ -5,51 +5,16 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from localrun.engine.runner import BatchItem, ForwardAborted, ModelRunner
-from localrun.errors import EngineError, ModelNotFoundError
+from localrun.engine.runner import BatchItem, ModelRunner
+from localrun.errors import EngineError
 
 LoadModel = Callable[..., ModelRunner]
-
-
-def test_abort_ends_a_forward_and_leaves_the_sequence_as_it_was(load_model: LoadModel) -> None:
-    runner = load_model(n_ctx=2048, ubatch=2048)
-    sequence = runner.new_sequence()
-    start, rest = [1, 2, 3], [7] * 1800
-    runner.forward([BatchItem(sequence, start)])
-    done = threading.Event()
-
-    def abort_until_done() -> None:
-        # An abort before the forward has begun does nothing, so one is not enough.
-        while not done.is_set():
-            runner.abort()
-
-    aborter = threading.Thread(target=abort_until_done)
-    aborter.start()
-    try:
-        with pytest.raises(ForwardAborted):
-            runner.forward([BatchItem(sequence, rest)])
-    finally:
-        done.set()
-        aborter.join()
-    assert runner.stats().tokens == len(start)
-    assert runner.truncate(sequence, 99) == len(start)
-    after = runner.forward([BatchItem(sequence, [9])]).numpy().copy()
-    fresh = runner.new_sequence()
-    expected = runner.forward([BatchItem(fresh, [*start, 9])]).numpy()
-    np.testing.assert_allclose(after, expected, atol=0.05)
-    runner.close()
-
-
-def test_an_abort_while_nothing_runs_is_forgotten(runner: ModelRunner) -> None:
-    runner.abort()
-    assert runner.forward([BatchItem(runner.new_sequence(), [1, 2, 3])]).rows == 1
 
 
 def test_two_runners_do_not_know_each_other(runner: ModelRunner, load_model: LoadModel) -> None:
@@ -62,16 +27,6 @@ def test_two_runners_do_not_know_each_other(runner: ModelRunner, load_model: Loa
     other.close()
     np.testing.assert_array_equal(ours, kept)
     assert runner.truncate(one, 4) == 4
-
-
-def test_threads_change_between_steps_and_the_answer_does_not(runner: ModelRunner) -> None:
-    sequence = runner.new_sequence()
-    answers = []
-    for threads in (1, 2, 1):
-        runner.set_threads(threads)
-        runner.truncate(sequence, 0)
-        answers.append(runner.forward([BatchItem(sequence, [5, 6, 7, 8])]).argmax(0))
-    assert len(set(answers)) == 1
 
 
 def test_stats_count_tokens_weights_and_memory(load_model: LoadModel, smollm2_path: Path) -> None:
@@ -90,27 +45,6 @@ def test_stats_count_tokens_weights_and_memory(load_model: LoadModel, smollm2_pa
     runner.close()
 
 
-def test_close_is_final_and_may_be_repeated(load_model: LoadModel) -> None:
-    runner = load_model()
-    sequence = runner.new_sequence()
-    runner.close()
-    runner.close()
-    runner.abort()
-    uses: list[Callable[[], object]] = [
-        lambda: runner.forward([BatchItem(sequence, [1])]),
-        lambda: runner.tokenize("text", add_special=False, parse_special=False),
-        lambda: runner.truncate(sequence, 0),
-        lambda: runner.save(sequence),
-        lambda: runner.restore(b"x"),
-        lambda: runner.set_threads(1),
-        runner.new_sequence,
-        runner.vocabulary,
-    ]
-    for use in uses:
-        with pytest.raises(EngineError, match="closed"):
-            use()
-
-
 def test_a_file_cut_short_is_refused_with_the_librarys_reason(
     load_model: LoadModel, smollm2_path: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -122,14 +56,6 @@ def test_a_file_cut_short_is_refused_with_the_librarys_reason(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_file_that_is_gone_is_named_with_the_pull_command(
-    load_model: LoadModel, tmp_path: Path
-) -> None:
-    with pytest.raises(ModelNotFoundError, match=r"gone\.gguf") as caught:
-        load_model(tmp_path / "gone.gguf")
-    assert caught.value.hint == "localrun pull test"
-
-
 def test_the_librarys_log_goes_to_logging_only(
     load_model: LoadModel, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -137,15 +63,6 @@ def test_the_librarys_log_goes_to_logging_only(
         load_model().close()
     assert "buffer size" in caplog.text
     assert capfd.readouterr() == ("", "")
-
-
-def test_a_context_of_one_token_is_a_context(load_model: LoadModel) -> None:
-    runner = load_model(n_ctx=1, ubatch=1)
-    sequence = runner.new_sequence()
-    assert runner.forward([BatchItem(sequence, [1])]).rows == 1
-    with pytest.raises(EngineError, match="context of 1"):
-        runner.forward([BatchItem(sequence, [2])])
-    runner.close()
 
 
 MAPPED = """

@@ -10,7 +10,8 @@ import pytest
 
 from localrun.hardware import probe as probe_module
 from localrun.hardware.machine import Cpu, Gpu
-from localrun.hardware.macs import mac_cpu, mac_gpus, parse_sysctl
+from localrun.hardware.macs import mac_cpu, mac_gpus, parse_sysctl, wired_limit
+from localrun.hardware.reserves import free_unified
 
 GIB = 1024**3
 M4_MAX_SYSCTL = """\
@@ -161,3 +162,30 @@ def test_a_mac_without_its_commands_still_has_a_processor(
 
     assert machine.cpu.logical >= 1
     assert machine.notes == ("system_profiler names no GPU",)
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [("iogpu.wired_limit_mb: 114688\n", 112 * GIB), ("iogpu.wired_limit_mb: 0\n", 0), ("", 0)],
+)
+def test_a_limit_that_a_user_has_raised_is_the_gpus(told: str, expected: int) -> None:
+    limit = wired_limit(parse_sysctl(M4_MAX_SYSCTL + told))
+    (gpu,) = mac_gpus(M4_MAX_DISPLAYS, 128 * GIB, 100 * GIB, limit)
+
+    assert gpu.wired_limit == expected
+
+
+@pytest.mark.parametrize(
+    ("memory", "wired", "expected"),
+    [
+        # recommendedMaxWorkingSetSize of an M1, an M1 Max, an M1 Max and a raised M5 Max.
+        (16 * GIB, 0, 10922.67),
+        (32 * GIB, 0, 21845.33),
+        (64 * GIB, 0, 49152),
+        (128 * GIB, 112 * GIB, 114688),
+    ],
+)
+def test_usable_memory_is_what_metal_recommends(memory: int, wired: int, expected: float) -> None:
+    usable = free_unified(memory, memory, memory, metal=True, wired_limit=wired)
+
+    assert usable / 1024**2 == pytest.approx(expected, abs=0.01)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from localrun.engine.runner import ModelRunner
+from tests.backends.conftest import BACKENDS
 
 TRICKY = {
     "nothing": "",
@@ -21,6 +23,15 @@ TRICKY = {
     "almost special": "<|im_start",
     "no spaces": "x" * 2000,
 }
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def shared_runner(
+    request: pytest.FixtureRequest, load_model: Callable[..., ModelRunner]
+) -> Iterator[ModelRunner]:
+    runner = load_model(backend=request.param)
+    yield runner
+    runner.close()
 
 
 @pytest.mark.parametrize("text", TRICKY.values(), ids=TRICKY.keys())
