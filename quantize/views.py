@@ -20,6 +20,33 @@ from localrun.quantize.weights import Bytes, Floats, Weight, columns, row_count
 
 
 @dataclass(frozen=True)
+class Over:
+    """What a view has of the weight that it looks at, unless it says otherwise."""
+
+    source: Weight
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def stored(self) -> str:
+        return self.source.stored
+
+    @property
+    def read_bytes(self) -> int:
+        return self.source.read_bytes
+
+    @property
+    def place(self) -> tuple[int, int]:
+        return self.source.place
+
+    @property
+    def step(self) -> int:
+        return self.source.step
+
+
+@dataclass(frozen=True)
 class Stacked:
     """Weights one behind the other, as rows of ``shape``: the experts of a layer, parts of a
     table. All have the same columns."""
@@ -85,7 +112,7 @@ class Stacked:
 
 
 @dataclass(frozen=True)
-class Gathered:
+class Gathered(Over):
     """Rows of ``source`` in another order or choice: row ``i`` of this is row ``order[i]`` there.
 
     ``unit`` rows of this are made of ``source_unit`` consecutive rows of ``source``, the same way
@@ -93,26 +120,13 @@ class Gathered:
     matrix is taken. ``source_unit`` must divide the source's rows.
     """
 
-    source: Weight
     shape: tuple[int, ...]
     order: tuple[int, ...]
     source_unit: int
 
     @property
-    def name(self) -> str:
-        return self.source.name
-
-    @property
-    def stored(self) -> str:
-        return self.source.stored
-
-    @property
     def read_bytes(self) -> int:
         return self.source.read_bytes * len(self.order) // self.source_unit
-
-    @property
-    def place(self) -> tuple[int, int]:
-        return self.source.place
 
     @property
     def unit(self) -> int:
@@ -155,34 +169,17 @@ def heads_halved(source: Weight, heads: int) -> Gathered:
 
 
 @dataclass(frozen=True)
-class Sliced:
+class Sliced(Over):
     """Rows ``first`` to ``last`` of every ``unit`` rows of ``source``, and no other is read."""
 
-    source: Weight
     shape: tuple[int, ...]
     unit: int
     first: int
     last: int
 
     @property
-    def name(self) -> str:
-        return self.source.name
-
-    @property
-    def stored(self) -> str:
-        return self.source.stored
-
-    @property
     def read_bytes(self) -> int:
         return self.source.read_bytes * (self.last - self.first) // self.unit
-
-    @property
-    def place(self) -> tuple[int, int]:
-        return self.source.place
-
-    @property
-    def step(self) -> int:
-        return self.source.step
 
     def rows(self, start: int, stop: int) -> Floats:
         found = [self.source.rows(a, b) for a, b in self._stretches(start, stop)]
@@ -217,36 +214,53 @@ def part_of_each(
 
 
 @dataclass(frozen=True)
-class Changed:
+class Portion(Over):
+    """As many rows of ``source`` as ``shape`` has, from row ``first`` on."""
+
+    shape: tuple[int, ...]
+    first: int
+
+    @property
+    def read_bytes(self) -> int:
+        return self.source.read_bytes * row_count(self) // max(row_count(self.source), 1)
+
+    @property
+    def place(self) -> tuple[int, int]:
+        file, offset = self.source.place
+        before = self.source.read_bytes * self.first // max(row_count(self.source), 1)
+        return file, offset + before
+
+    @property
+    def step(self) -> int:
+        """The source's, or all rows where those begin inside one of its steps."""
+        return self.source.step if self.first % self.source.step == 0 else row_count(self)
+
+    def rows(self, start: int, stop: int) -> Floats:
+        begin, skipped = self._begin(start)
+        return self.source.rows(begin, self.first + stop)[skipped:]
+
+    def blocks(self, type: str, start: int, stop: int) -> Bytes | None:
+        begin, skipped = self._begin(start)
+        found = self.source.blocks(type, begin, self.first + stop)
+        return None if found is None else found[skipped:]
+
+    def _begin(self, start: int) -> tuple[int, int]:
+        """Where a read of the source may begin, and the rows too many by that."""
+        wanted = self.first + start
+        skipped = wanted % self.source.step
+        return wanted - skipped, skipped
+
+
+@dataclass(frozen=True)
+class Changed(Over):
     """Every row through ``function``, which gives as many rows of as many columns. What rows are
     does not change, only their numbers: a norm that is stored less one."""
 
-    source: Weight
     function: Callable[[Floats], Floats]
-
-    @property
-    def name(self) -> str:
-        return self.source.name
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self.source.shape
-
-    @property
-    def stored(self) -> str:
-        return self.source.stored
-
-    @property
-    def read_bytes(self) -> int:
-        return self.source.read_bytes
-
-    @property
-    def place(self) -> tuple[int, int]:
-        return self.source.place
-
-    @property
-    def step(self) -> int:
-        return self.source.step
 
     def rows(self, start: int, stop: int) -> Floats:
         return self.function(self.source.rows(start, stop))
@@ -256,32 +270,15 @@ class Changed:
 
 
 @dataclass(frozen=True)
-class Transposed:
+class Transposed(Over):
     """``[n, a, b]`` as ``[n, b, a]``: every one of ``n`` matrices turned. ``source`` has the shape
     ``[n, a, b]`` or ``[n * a, b]``. A matrix is read whole, so they are meant to be small."""
 
-    source: Weight
     matrices: int
-
-    @property
-    def name(self) -> str:
-        return self.source.name
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self.matrices, columns(self.source), row_count(self.source) // self.matrices
-
-    @property
-    def stored(self) -> str:
-        return self.source.stored
-
-    @property
-    def read_bytes(self) -> int:
-        return self.source.read_bytes
-
-    @property
-    def place(self) -> tuple[int, int]:
-        return self.source.place
 
     @cached_property
     def step(self) -> int:
@@ -301,36 +298,15 @@ class Transposed:
 
 
 @dataclass(frozen=True)
-class Reshaped:
+class Reshaped(Over):
     """The same rows under other dimensions: those of size one left out, heads apart."""
 
-    source: Weight
     shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
         same = math.prod(self.shape) == math.prod(self.source.shape)
         if not same or (self.shape and self.shape[-1] != columns(self.source)):
             raise ValueError(f"{self.name}: {self.source.shape} is not {self.shape}")
-
-    @property
-    def name(self) -> str:
-        return self.source.name
-
-    @property
-    def stored(self) -> str:
-        return self.source.stored
-
-    @property
-    def read_bytes(self) -> int:
-        return self.source.read_bytes
-
-    @property
-    def place(self) -> tuple[int, int]:
-        return self.source.place
-
-    @property
-    def step(self) -> int:
-        return self.source.step
 
     def rows(self, start: int, stop: int) -> Floats:
         return self.source.rows(start, stop)

@@ -8,39 +8,19 @@ import numpy as np
 
 from localrun.errors import SourceError
 from localrun.formats.text import shown
-from localrun.quantize.weights import Bytes, Floats, Weight, columns
+from localrun.quantize.views import Over
+from localrun.quantize.weights import Bytes, Floats, columns
 
 
 @dataclass(frozen=True)
-class ExpertNumbers:
+class ExpertNumbers(Over):
     """``source`` ``[tokens, used]``: the experts of each token, all below ``experts``."""
 
-    source: Weight
     experts: int
-
-    @property
-    def name(self) -> str:
-        return self.source.name
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self.source.shape
-
-    @property
-    def stored(self) -> str:
-        return self.source.stored
-
-    @property
-    def read_bytes(self) -> int:
-        return self.source.read_bytes
-
-    @property
-    def place(self) -> tuple[int, int]:
-        return self.source.place
-
-    @property
-    def step(self) -> int:
-        return self.source.step
 
     def rows(self, start: int, stop: int) -> Floats:
         """As ``Weight.rows``.

@@ -20,12 +20,11 @@ from localrun.models.gguf_layout import Part, parts
 from localrun.models.layout import LayoutTensor
 from localrun.models.storage import Plain
 from localrun.quantize.checkpoint import Checkpoint
-from localrun.quantize.families.portion import Portion
 from localrun.quantize.families.released import Released, released
 from localrun.quantize.gguf_file import GgufFile
 from localrun.quantize.models import Release
 from localrun.quantize.tokenizers.reverse import tokenizer_files
-from localrun.quantize.views import Reshaped
+from localrun.quantize.views import Portion, Reshaped
 from localrun.quantize.weights import Weight
 
 # What of a release is no weight and still a part of it.

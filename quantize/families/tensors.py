@@ -24,11 +24,10 @@ from localrun.models.gguf_layout import Part, Rows, parts, place
 from localrun.models.layout import LayoutTensor
 from localrun.models.names import classify
 from localrun.models.storage import BF16
-from localrun.quantize.families.portion import Portion
 from localrun.quantize.gguf_writer import Value, Written
 from localrun.quantize.models import GgufModel, GgufTensor
 from localrun.quantize.views import Reshaped, Stacked, part_of_each
-from localrun.quantize.weights import Bytes, Floats, Weight, columns, row_count
+from localrun.quantize.weights import Bytes, Floats, Weight, columns
 
 Change = Callable[[str, Weight], Weight]
 """What a runner wants otherwise than the release has it: (name in the GGUF file, weight)."""
@@ -84,11 +83,7 @@ def _half(weight: Weight, shape: tuple[int, ...], second: bool) -> Weight:
     if weight.shape != (*count, 2 * inner, width):
         whole = (*count, 2 * inner, width)
         raise _error(weight, f"has the shape {weight.shape}; {whole} is split into gate and up")
-    if inner % weight.step:
-        return part_of_each(weight, shape, 2 * inner, inner * second, inner * (1 + second))
-    # Expert by expert: of a half that is read, the other half is not.
-    begins = range(inner * second, row_count(weight), 2 * inner)
-    return Stacked(tuple(Portion(weight, (inner, width), at) for at in begins), shape)
+    return part_of_each(weight, shape, 2 * inner, inner * second, inner * (1 + second))
 
 
 def _first_half(weight: Weight, shape: tuple[int, ...]) -> Weight:

@@ -8,8 +8,8 @@ from typing import Final
 import numpy as np
 
 from localrun.quantize.outputs.compressed_codes import FP8_BLOCK, Fp8BlockEncoder
-from localrun.quantize.outputs.experts import Cut
 from localrun.quantize.stored.bytewise import FP8, Scaled
+from localrun.quantize.views import Portion
 from localrun.quantize.weights import Bytes, Floats, Slab, Weight
 
 _CODES: Final = "F8_E4M3"
@@ -43,7 +43,7 @@ def in_blocks(weight: Weight) -> Eights | None:
     """How the codes of a weight in FP8 are reached where every 128 × 128 block of it has its own
     scale; None where it is stored in another way."""
     first = 0
-    while isinstance(weight, Cut):
+    while isinstance(weight, Portion):
         first, weight = first + weight.first, weight.source
     if not isinstance(weight, Scaled) or weight.stored != FP8 or weight.part.kind != _CODES:
         return None

@@ -12,10 +12,10 @@ import pytest
 from localrun.errors import SourceError, UsageError
 from localrun.formats.read import read_header
 from localrun.quantize.models import Release
-from localrun.quantize.outputs.experts import Cut
 from localrun.quantize.outputs.mlx import TYPES, mlx_output
 from localrun.quantize.outputs.mlx_codes import AffineEncoder, MxEncoder
 from localrun.quantize.stored.release import weights_of
+from localrun.quantize.views import Portion
 from localrun.quantize.weights import Slab
 from localrun.quantize.work import Encoder
 from tests import stored
@@ -182,6 +182,8 @@ def test_our_own_reader_gets_back_the_numbers_that_were_meant(tmp_path: Path, ty
     [
         (AffineEncoder(4, "BF16"), 0.0911),
         (AffineEncoder(8, "F32"), 0.00537),
+        # mlx loses 0.0085: it computes in BF16 what here is rounded to BF16 at the end.
+        (AffineEncoder(8, "BF16"), 0.00781),
         (MxEncoder(4), 0.1185),
         (MxEncoder(8), 0.0265),
     ],
@@ -239,7 +241,8 @@ def test_fused_experts_are_stacked_from_their_halves() -> None:
 @pytest.mark.parametrize("step", [1, 8, 24])
 def test_a_cut_reads_its_rows_from_where_its_source_may_be_read(step: int) -> None:
     numbers = normal(72, 4)
-    cut = Cut(InMemory("x", numbers, step=step, packed={"F32": numbers.view(np.uint8)}), 20, 30)
+    source = InMemory("x", numbers, step=step, packed={"F32": numbers.view(np.uint8)})
+    cut = Portion(source, (30, numbers.shape[-1]), 20)
 
     for start in range(0, 30, cut.step):
         np.testing.assert_array_equal(cut.rows(start, 30), numbers[20 + start : 50])
