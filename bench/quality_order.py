@@ -1,7 +1,7 @@
 """Whether more bits are nearer: one model of heavy-tailed weights in six types, by divergence.
 
     python bench/quality_order.py [--layers 8] [--width 512] [--vocabulary 2048] [--text FILE]
-        [--ctx 256] [--chunks 32] [--seed 0] [--work DIR] [--json] [--plot FILE.svg]
+        [--ctx 256] [--chunks 16] [--seed 0] [--work DIR] [--json] [--plot FILE.svg]
 
 A random Llama in BF16 (synthetic_checkpoint.py --heavy-tailed) whose rows are whole blocks of 256
 is quantized to all types and to BF16 by one `localrun quantize`; each file is then compared with
@@ -15,7 +15,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import pairwise
 from math import hypot
 from pathlib import Path
@@ -80,7 +80,9 @@ def compared(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     files = quantized(folder, options)
     logits = folder / "original.kld"
     original = save_reference(str(files[ORIGINAL]), logits, options)
-    rows = [measure(str(files[kind]), logits, None) for kind in (*TYPES, ORIGINAL)]
+    rows = [
+        replace(measure(str(files[kind]), logits, None), name=kind) for kind in (*TYPES, ORIGINAL)
+    ]
     return {
         "original": original,
         "rows": [asdict(row) for row in rows],
@@ -108,7 +110,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--vocabulary", type=int, default=2048)
     parser.add_argument("--text", type=Path)
     parser.add_argument("--ctx", type=int, default=256)
-    parser.add_argument("--chunks", type=int, default=32)
+    parser.add_argument("--chunks", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, help="where to put 10 bytes a weight meanwhile")
     parser.add_argument("--json", action="store_true")

@@ -11,7 +11,7 @@ of a size. With --config only experts and rows follow --scale. The same argument
 bytes. --fused stores a layer's experts as one tensor, as transformers 5 does, with the numbers they
 have apart. --headers-only leaves the data out of the shards: they have their size but take no disk.
 --heavy-tailed draws what is stored as floats from Student's t with 4 degrees of freedom, and the
-head three times as large: a model to measure what quantizing loses with.
+head twice as large: a model to measure what quantizing loses with.
 """
 
 from __future__ import annotations

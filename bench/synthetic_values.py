@@ -29,7 +29,7 @@ _E2M1_DEVIATION = 2.93
 _BIAS = 127
 # Of a model with heavy tails: logits of deviation 1 are those of one that expects nothing.
 _HEAD = "lm_head.weight"
-_HEAD_SCALE = 3.0
+_HEAD_SCALE = 2.0
 _ONES = re.compile(r"norm\d*\.weight$|engram\.[qk]_weight$|hc_\w+_scale$")
 
 
@@ -53,7 +53,7 @@ def values(
     """The bytes of one copy of ``tensor`` called ``name``, in pieces of bounded size.
 
     ``peers`` are the layout's tensors by their own names. With ``heavy_tailed`` floats are drawn
-    from Student's t of the same deviation, and a head's three times as large.
+    from Student's t of the same deviation, and a head's twice as large.
 
     Raises:
         UsageError: a type that no release of these architectures has.

@@ -5,13 +5,11 @@ from __future__ import annotations
 import ctypes
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from localrun.formats.read import read_header
 from localrun.ggml.types import WEIGHT_TYPES, needs_imatrix
-from localrun.models.gguf_config import FILE_TYPES
 from localrun.quantize.gguf_writer import Written
 from localrun.quantize.models import GgufModel, GgufTensor
 from localrun.quantize.types.choice import choose
@@ -19,20 +17,14 @@ from localrun.quantize.types.needs import needs_importance
 from localrun.quantize.types.overrides import parse_overrides
 from tests.gguf_builder import gguf_bytes, llama_metadata
 from tests.gguf_models import TYPES, llama, model, weight
+from tests.quantized import NUMBERS, parameters
 
 pytest.importorskip("llama_cpp")
-NUMBERS = {name: number for number, name in FILE_TYPES.items()}
 # NVFP4 has a number and no rules in this version of llama.cpp.
 MIXTURES = sorted(set(NUMBERS) - {"NVFP4"})
 _TENSOR = re.compile(r"\[ *\d+/ *\d+\] +(\S+) .*?type = +(\w+),")
 _RESULT = re.compile(r"size = .*MiB(?: \((\w+)\))?$")
 _FALLBACKS = re.compile(r"WARNING: (\d+) of (\d+) tensor\(s\) required fallback")
-
-
-class Override(ctypes.Structure):
-    """struct llama_model_tensor_override"""
-
-    _fields_ = (("pattern", ctypes.c_char_p), ("type", ctypes.c_int))
 
 
 class ImportanceData(ctypes.Structure):
@@ -49,18 +41,12 @@ def dry_run(
 
     from localrun.backends.llamacpp.library import logged
 
-    params: Any = library.llama_model_quantize_default_params()
-    params.dry_run, params.ftype, params.nthread = True, NUMBERS[mixture], 1
-    parsed = parse_overrides(overrides)
-    listed = (Override * (len(parsed) + 1))()
-    for place, each in zip(listed, parsed, strict=False):
-        place.pattern, place.type = each.pattern.pattern.encode(), WEIGHT_TYPES[each.type]
-    fields = dict(library.llama_model_quantize_params._fields_)
-    if parsed:
-        params.tt_overrides = ctypes.cast(listed, fields["tt_overrides"])
+    params = parameters(mixture, overrides, threads=1)
+    params.dry_run = True
     one = ctypes.c_float(1)
     matrix = (ImportanceData * 2)(ImportanceData(b"none", ctypes.addressof(one), 1))
     if weighted:
+        fields = dict(library.llama_model_quantize_params._fields_)
         params.imatrix = ctypes.cast(matrix, fields["imatrix"])
     with logged() as lines:
         failed = library.llama_model_quantize(str(file).encode(), b"", ctypes.byref(params))

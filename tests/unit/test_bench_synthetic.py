@@ -196,6 +196,31 @@ def test_the_same_arguments_give_the_same_bytes(tmp_path: Path) -> None:
     assert (first / "tokenizer.json").read_bytes() == (other / "tokenizer.json").read_bytes()
 
 
+def test_heavy_tails_have_the_deviation_of_the_normal_ones_and_far_more_outliers(
+    tmp_path: Path, written: dict[str, Path]
+) -> None:
+    out = make(
+        tmp_path / "tails", "--arch", "llama", "--scale", "30MB", "--seed", "7", "--heavy-tailed"
+    )
+    name = "model.layers.0.mlp.up_proj.weight"
+    tails, normal = bf16(raw(out, name)), bf16(raw(written["llama"], name))
+
+    assert tails.std() == pytest.approx(normal.std(), rel=0.02)
+    assert kurtosis(normal) == pytest.approx(3, abs=0.1)
+    assert kurtosis(tails) > 6
+    assert (bf16(raw(out, "model.norm.weight")) == 1).all()
+    heads = [bf16(raw(place, "lm_head.weight")) for place in (out, written["llama"])]
+    assert heads[0].std() == pytest.approx(2 * heads[1].std(), rel=0.02)
+
+
+def kurtosis(numbers: np.ndarray[Any, np.dtype[np.float64]]) -> float:
+    return float(np.mean(numbers**4) / numbers.var() ** 2)
+
+
+def bf16(data: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return (data.view("<u2").astype("<u4") << 16).view("<f4").astype(np.float64)
+
+
 def test_experts_differ_from_one_another(written: dict[str, Path]) -> None:
     one, two = (
         raw(written["deepseek_v4"], f"layers.1.ffn.experts.{number}.w1.weight").tobytes()
@@ -427,7 +452,7 @@ def test_a_disk_without_room_is_found_out_first(
 def test_a_checkpoint_that_was_not_finished_has_no_index(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> Iterator[bytes]:
+    def full(*_: object, **__: object) -> Iterator[bytes]:
         raise OSError("no space left")
 
     monkeypatch.setattr(bench("synthetic_checkpoint"), "values", full)

@@ -1,8 +1,8 @@
 """What llama.cpp's converter wrote for each case, small enough to keep for `make test`.
 
-    python -m tests.foreign.oracle.recorded FOLDER
+    python -m tests.foreign.oracle.recorded FOLDER [FILE]
 
-writes ``recorded.json`` anew from a folder that ``oracle.py`` filled.
+writes ``recorded.json`` (or FILE) anew from a folder that ``oracle.py`` filled.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from localrun.formats.reader import FileSource
 from tests.foreign.oracle.comparing import TYPES_OF_THE_FILE
 
 FILE = Path(__file__).parent / "recorded.json"
+# Of released models, and of the one that `make test` cuts out of such a one.
+MODELS = Path(__file__).parent / "models.json"
 KIND = "bf16"
 _DIGITS = 16
 # Vocabularies are trained by the installed ``tokenizers``, whose versions need not agree.
@@ -59,19 +61,19 @@ def summary(path: Path) -> dict[str, Any]:
         }
 
 
-def read() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
+def read(file: Path = FILE) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return found
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, file: Path = FILE) -> None:
     paths = sorted(folder.glob(f"*.{KIND}.gguf"))
     lines = ",\n".join(
         f"{json.dumps(path.name.removesuffix(f'.{KIND}.gguf'))}: {json.dumps(summary(path))}"
         for path in paths
     )
-    FILE.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+    file.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(*map(Path, sys.argv[1:]))
