@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
 
@@ -112,8 +112,7 @@ def plan_conversion(
     """
     name = model_name(source)
     weights = source.weights() if isinstance(source, GgufFile) else weights_of(source)
-    gguf = any(kind_of(type) == "gguf" for type in recipe.types) or recipe.budgeted
-    model = _gguf_model(source, weights, name) if gguf else None
+    model = _gguf_model(source, weights, name) if recipe.gguf else None
     others = any(kind_of(type) != "gguf" for type in recipe.types)
     release = _release(source, weights) if others else None
     outputs: list[Output] = []
@@ -123,7 +122,7 @@ def plan_conversion(
             choices[at] = _chosen(model, type, recipe, source.licence)
             outputs.append(_gguf_output(model, choices[at], recipe, source, name))
         elif release is not None:
-            outputs.append(_release_output(release, type))
+            outputs.append(replace(_release_output(release, type), type=type))
     notes = [*(model.notes if model else ()), *(release.notes if release else ())]
     warnings = [warning for choice in choices.values() for warning in choice.warnings]
     for output in outputs:
@@ -133,7 +132,7 @@ def plan_conversion(
     return Conversion(
         name,
         _architecture(model, release),
-        Work(tuple(outputs), slab_elements),
+        Work(tuple(outputs), slab_elements, recipe.imatrix.digest if recipe.imatrix else ""),
         _folders(recipe),
         recipe.single,
         source.header.tensor_bytes,
@@ -141,7 +140,7 @@ def plan_conversion(
         model,
         tuple(dict.fromkeys(notes)),
         tuple(dict.fromkeys(warnings)),
-        recipe.imatrix is not None,
+        recipe.weighted,
     )
 
 
@@ -182,7 +181,7 @@ def _chosen(model: GgufModel, type: str, recipe: Recipe, licence: str | None) ->
     covered = matrix.covered if matrix else None
     if not recipe.budgeted:
         return choose(
-            model, type, overrides=recipe.overrides, weighted=matrix is not None, covered=covered
+            model, type, overrides=recipe.overrides, weighted=recipe.weighted, covered=covered
         )
     from localrun.quantize.carry_out import processors
     from localrun.quantize.types.budget import bytes_for, choose_within

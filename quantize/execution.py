@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from localrun.errors import BackendMissingError, SourceError, UsageError
+from localrun.errors import BackendMissingError, LocalrunError, SourceError, UsageError
 from localrun.quantize.carry_out import carry_out, kept, read_back, relative_errors
 from localrun.quantize.jobs import Job, Work
 from localrun.quantize.journal import Begun, Journal
@@ -20,6 +19,7 @@ from localrun.quantize.part import (
     part_of,
     remove_part,
     require_free,
+    require_kinds,
     require_whole,
 )
 from localrun.store.progress import NoProgress, Progress
@@ -82,11 +82,17 @@ def execute(
     share = work.bytes if share is None else share
     bar = progress or NoProgress()
     with ExitStack() as stack:
-        journal, notes = _journal(work, out, source, options)
+        require_startable(out, options, single=single)
+        journal, notes = _journal(work, out, source, options, single=single)
         stack.callback(journal.close)
         part = Part(out, work.outputs, folders, single=single)
         stack.callback(part.close)
-        part.open()
+        try:
+            part.open()
+        except LocalrunError:
+            if not part.root.exists():  # nothing was begun
+                journal.remove()
+            raise
         done = kept(work, part, journal, options.workers)
         left = [number for number in range(len(work.jobs)) if number not in done]
         before = sum(share(work.jobs[number]) for number in done)
@@ -116,18 +122,26 @@ def execute(
     return Result(digests, errors, len(work.jobs), len(done), seconds, notes)
 
 
+def require_startable(out: Path, options: Options, *, single: bool) -> None:
+    """Hold that a run may write to ``out``: it can be asked before any work is done.
+
+    Raises:
+        UsageError: OUT or its unfinished part is there and neither ``resume`` nor ``force`` is
+            given, or something is there that is not to be touched.
+    """
+    require_free(out, single=single, replace=options.force)
+    if require_kinds(out, single=single) and not (options.resume or options.force):
+        raise UsageError(
+            f"{part_of(out)}: a run that did not end left this",
+            hint="--resume goes on with it, --force starts again",
+        )
+
+
 def _journal(
-    work: Work, out: Path, source: Unchanging, options: Options
+    work: Work, out: Path, source: Unchanging, options: Options, *, single: bool
 ) -> tuple[Journal, tuple[str, ...]]:
     """The record of this output, made new or gone on with."""
-    require_free(out, replace=options.force)
-    there = os.path.lexists(part_of(out)) or journal_of(out).exists()
-    if there and not options.resume:
-        if not options.force:
-            raise UsageError(
-                f"{part_of(out)}: a run that did not end left this",
-                hint="--resume goes on with it, --force starts again",
-            )
+    if not options.resume and require_kinds(out, single=single):
         Journal(journal_of(out), _begun(work, source)).remove()  # or another process has it
         remove_part(out)
     begun = _begun(work, source)
@@ -137,9 +151,10 @@ def _journal(
     assert journal.begun is not None
     if (journal.begun.work, journal.begun.kernels) != (begun.work, begun.kernels):
         journal.close()
-        what = "settings" if journal.begun.work != begun.work else "build of libggml"
+        other = journal.begun.work != begun.work
+        what = "other settings" if other else "another build of libggml"
         raise UsageError(
-            f"{part_of(out)} was begun with another {what}",
+            f"{part_of(out)} was begun with {what}",
             hint="give what it was begun with, or --force to start again",
         )
     journal.restart(begun)

@@ -45,6 +45,8 @@ class Work:
 
     outputs: tuple[Output, ...]
     slab_elements: int = SLAB_ELEMENTS
+    ingredients: str = ""
+    """Tells what bytes follow from beside the source: the numbers of an importance matrix."""
 
     def task(self, output: int, number: int) -> Task:
         return self.outputs[output].tasks[number]
@@ -94,7 +96,7 @@ class Work:
     @cached_property
     def fingerprint(self) -> str:
         """Tells one set of outputs from every other, and so whose an unfinished file is."""
-        digest = hashlib.sha256(f"{self.slab_elements}\n".encode())
+        digest = hashlib.sha256(f"{self.slab_elements} {self.ingredients}\n".encode())
         for output in self.outputs:
             digest.update(f"{output.type}\n".encode())
             for file in output.files:

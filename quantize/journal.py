@@ -92,9 +92,9 @@ class Journal:
             os.close(descriptor)
 
     def remove(self) -> None:
-        self.close()
         with suppress(OSError):
             disk.DISK.unlink(self.path)
+        self.close()
 
 
 def _lock(descriptor: int, path: Path) -> None:
@@ -104,12 +104,21 @@ def _lock(descriptor: int, path: Path) -> None:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UsageError(
-                f"{path}: another process is writing this output",
-                hint="wait for it, or name another OUT",
-            ) from None
+            raise _taken(path) from None
         except OSError:
             return  # a disk without locks
+        # Whoever had the lock may have ended, and taken the file's name away, since it was opened.
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return
+        raise _taken(path)
+
+
+def _taken(path: Path) -> UsageError:
+    return UsageError(
+        f"{path}: another process is writing this output",
+        hint="wait for it, or name another OUT",
+    )
 
 
 def _read(descriptor: int) -> tuple[Begun | None, dict[int, Done], int]:

@@ -120,7 +120,7 @@ class Part:
                     file.write(data)
                     file.commit()
         self.close()
-        require_free(self.out, replace=replace)
+        require_free(self.out, single=self._single, replace=replace)
         with disk_errors(self.out):
             disk.DISK.rename(self.root, self.out)
             disk.DISK.sync_directory(self.out.parent)
@@ -136,17 +136,42 @@ class Part:
         remove_part(self.out)
 
 
-def require_free(out: Path, *, replace: bool) -> None:
-    """Nothing lies at ``out`` but an empty directory, or a file that is to be replaced.
+def require_free(out: Path, *, single: bool, replace: bool) -> None:
+    """Nothing lies at ``out`` but an empty directory, or a file that a ``single`` one is to
+    replace.
 
     Raises:
-        UsageError: something does. A directory that holds anything is never replaced.
+        UsageError: something does. A directory that holds anything is never replaced, nor is a
+            file by a directory.
     """
     if out.is_dir() and not out.is_symlink():
-        if any(out.iterdir()):
-            raise UsageError(f"{out}: the directory is not empty", hint="name another OUT")
-    elif os.path.lexists(out) and not replace:
-        raise UsageError(f"{out} is there already", hint="--force replaces it")
+        with disk_errors(out):
+            empty = not any(out.iterdir())
+        if single or not empty:
+            problem = "is a directory" if empty else "the directory is not empty"
+            raise UsageError(f"{out}: {problem}", hint="name another OUT")
+    elif os.path.lexists(out):
+        if not single:
+            problem = "is there already, and no directory that could be filled"
+            raise UsageError(f"{out} {problem}", hint="remove it, or name another OUT")
+        if not replace:
+            raise UsageError(f"{out} is there already", hint="--force replaces it")
+
+
+def require_kinds(out: Path, *, single: bool) -> bool:
+    """Whether an unfinished run left something at ``out``. It is of the kinds that a run makes.
+
+    Raises:
+        UsageError: something else has its name.
+    """
+    part, journal = part_of(out), journal_of(out)
+    for path, right in ((part, Path.is_file if single else Path.is_dir), (journal, Path.is_file)):
+        if os.path.lexists(path) and (path.is_symlink() or not right(path)):
+            raise UsageError(
+                f"{path}: needed for what is unfinished, and no run of this kind left it there",
+                hint="move it away, or name another OUT",
+            )
+    return part.exists() or journal.exists()
 
 
 def part_of(out: Path) -> Path:

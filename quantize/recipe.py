@@ -63,6 +63,8 @@ class Recipe:
     imatrix: Imatrix | None = None
     bits_per_weight: float | None = None
     size: int | None = None
+    collecting: bool = False
+    """The matrix is made when all else is settled; a plan counts on it."""
 
     def __post_init__(self) -> None:
         if self.bits_per_weight is not None and self.size is not None:
@@ -76,16 +78,24 @@ class Recipe:
             raise UsageError("--type is missing", hint="name at least one, such as --type Q4_K_M")
         if len(set(self.types)) < len(self.types):
             raise UsageError("--type: name each type once", hint="--type Q4_K_M --type Q8_0")
-        gguf = self.budgeted or any(kind_of(type) == "gguf" for type in self.types)
-        if (self.overrides or self.imatrix) and not gguf:
+        if (self.overrides or self.weighted) and not self.gguf:
             raise UsageError(
-                "--tensor-type and --imatrix are for GGUF types",
+                "--tensor-type, --imatrix and --collect-imatrix are for GGUF types",
                 hint=f"name one with --type, not only {', '.join(self.types)}",
             )
 
     @property
     def budgeted(self) -> bool:
         return self.bits_per_weight is not None or self.size is not None
+
+    @property
+    def gguf(self) -> bool:
+        """Whether any output is a GGUF file."""
+        return self.budgeted or any(kind_of(type) == "gguf" for type in self.types)
+
+    @property
+    def weighted(self) -> bool:
+        return self.imatrix is not None or self.collecting
 
     @property
     def single(self) -> bool:
@@ -99,18 +109,26 @@ def check_target(out: Path, recipe: Recipe, source: ModelFiles) -> None:
     Raises:
         UsageError: no name of such an output, no folder for it, or it is the model itself.
     """
+    if not out.name:
+        raise UsageError(f"OUT {out}: has no name", hint="name a file or a directory to be made")
     if recipe.single and out.suffix != GGUF_SUFFIX:
+        stem = out.name[: -len(GGUF_SUFFIX)] if out.name.lower().endswith(GGUF_SUFFIX) else out.name
         raise UsageError(
-            f"{out}: a GGUF file's name ends in {GGUF_SUFFIX}", hint=f"{out}{GGUF_SUFFIX}"
+            f"{out}: a GGUF file's name ends in {GGUF_SUFFIX}",
+            hint=f"name it {out.with_name((stem or 'model') + GGUF_SUFFIX)}",
         )
     if not recipe.single and out.suffix == GGUF_SUFFIX:
-        several = "several types" if len(recipe.types) > 1 else recipe.types[0]
-        raise UsageError(f"{out}: {several} make a directory", hint=f"{out.with_suffix('')}")
+        what = "several types make" if len(recipe.types) > 1 else f"{recipe.types[0]} makes"
+        raise UsageError(
+            f"{out}: {what} a directory, not a GGUF file", hint=f"name it {out.with_suffix('')}"
+        )
     if not out.parent.is_dir():
         raise UsageError(f"{out.parent}: no such directory", hint="make it, or name another")
     itself = any(file.path is not None and _same(file.path, out) for file in source.files)
-    if itself or (recipe.single and out.is_dir()):
-        raise UsageError(f"{out}: is a directory or the model itself", hint="name another file")
+    if itself:
+        raise UsageError(f"{out}: is the model itself", hint="name another file")
+    if recipe.single and out.is_dir():
+        raise UsageError(f"{out}: is a directory", hint="name another file")
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -130,26 +130,26 @@ def measure_divergence(
     return replace(found, result=replace(found.result, floor=original.result.floor))
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, flag: str = "--text") -> str:
     """A text as llama-perplexity takes it: a newline at its very end is left out.
 
     Raises:
-        UsageError: it cannot be read, is too long, or is not UTF-8.
+        UsageError: it cannot be read, is too long, or is not UTF-8; ``flag`` named it.
     """
     try:
         with path.open("rb") as file:
             data = file.read(MAX_TEXT_BYTES + 1)
     except OSError as error:
-        raise UsageError(f"--text {path}: {error.strerror}", hint="name a text file") from error
+        raise UsageError(f"{flag} {path}: {error.strerror}", hint="name a text file") from error
     if len(data) > MAX_TEXT_BYTES:
         raise UsageError(
-            f"--text {path}: longer than {MAX_TEXT_BYTES} bytes", hint="give a part of it"
+            f"{flag} {path}: longer than {MAX_TEXT_BYTES} bytes", hint="give a part of it"
         )
     try:
         return data.decode("utf-8").removesuffix("\n")
     except UnicodeDecodeError as error:
         raise UsageError(
-            f"--text {path}: byte {error.start} is 0x{data[error.start]:02x}, not UTF-8 text",
+            f"{flag} {path}: byte {error.start} is 0x{data[error.start]:02x}, not UTF-8 text",
             hint="convert it first, such as `iconv -f latin1 -t utf-8`",
         ) from error
 

@@ -6,8 +6,9 @@ and removed when all is done.
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,22 @@ class Original:
     _made: Path | None = None
 
     @property
+    def place(self) -> Path:
+        return self.out.with_name(f"{self.out.name}.original.gguf")
+
+    def require_place(self) -> None:
+        """
+        Raises:
+            UsageError: something lies where the original in BF16 would.
+        """
+        from localrun.quantize.gguf_file import GgufFile
+
+        if not isinstance(self.source, GgufFile) and os.path.lexists(self.place):
+            raise UsageError(
+                f"{self.place} is there already", hint="remove it: its place is needed"
+            )
+
+    @property
     def paths(self) -> tuple[Path, ...]:
         from localrun.quantize.gguf_file import GgufFile
 
@@ -48,23 +65,26 @@ class Original:
     def _written(self) -> Path:
         from localrun.quantize.conversion import plan_conversion
         from localrun.quantize.execution import Options, execute
+        from localrun.quantize.part import remove_part
         from localrun.quantize.recipe import Recipe
 
-        place = self.out.with_name(f"{self.out.name}.original.gguf")
-        if place.exists():
-            raise UsageError(f"{place} is there already", hint="remove it: its place is needed")
+        place = self.place
         conversion = plan_conversion(self.source, Recipe(("BF16",)))
         note(f"{place}: the original in BF16, {size(conversion.bytes)}, until all is done")
-        execute(
-            conversion.work,
-            conversion.folders,
-            place,
-            self.source,
-            Options(self.workers, force=True),
-            single=True,
-            share=conversion.share,
-            progress=progress(),
-        )
+        try:
+            execute(
+                conversion.work,
+                conversion.folders,
+                place,
+                self.source,
+                Options(self.workers, force=True),
+                single=True,
+                share=conversion.share,
+                progress=progress(),
+            )
+        except BaseException:
+            remove_part(place)
+            raise
         return place
 
 
@@ -79,8 +99,14 @@ def original(source: Source, out: Path, workers: int) -> Iterator[Original]:
             found._made.unlink(missing_ok=True)
 
 
-def collect_imatrix(found: Original, text: Path) -> Imatrix:
-    """Have the original read ``text``; the matrix is kept beside OUT.
+def imatrix_place(out: Path) -> Path:
+    """Where the matrix that is made for ``out`` is kept."""
+    return out.with_name(f"{out.name.removesuffix('.gguf')}.imatrix.gguf")
+
+
+def collect_imatrix(found: Original, text: Path, *, resume: bool) -> Imatrix:
+    """Have the original read ``text``; the matrix is kept beside OUT. To ``resume`` takes the one
+    that is there, where neither text nor model is newer.
 
     Raises:
         UsageError: the text cannot be read or is too short. Else as ``collect``.
@@ -91,11 +117,16 @@ def collect_imatrix(found: Original, text: Path) -> Imatrix:
     from localrun.backends.llamacpp.collect import collect
     from localrun.cli.evaluation import read_text
     from localrun.quantize.types.imatrix import collected
+    from localrun.quantize.types.imatrix_files import read_imatrix
 
-    place = found.out.with_name(f"{found.out.name.removesuffix('.gguf')}.imatrix.gguf")
+    place = imatrix_place(found.out)
+    words = read_text(text, "--collect-imatrix")
+    if resume and _made_of(place, (text, *found.source.paths)):
+        note(f"{place}: made by an earlier run from the same text")
+        return read_imatrix(place)
     sums = collect(
         found.paths,
-        read_text(text),
+        words,
         threads=found.workers,
         chunks=None,
         advance=_told("reading the text"),
@@ -103,7 +134,16 @@ def collect_imatrix(found: Original, text: Path) -> Imatrix:
     matrix = collected(sums.pairs, chunks=sums.chunks, chunk_tokens=sums.chunk_tokens, text=text)
     matrix.write(place)
     note(f"{place}: importance of {len(matrix.entries)} tensors over {sums.chunks} chunks")
-    return matrix
+    return read_imatrix(place)
+
+
+def _made_of(place: Path, sources: Sequence[Path]) -> bool:
+    """Whether ``place`` is there and none of ``sources`` was written since."""
+    try:
+        made = place.stat().st_mtime_ns
+        return all(source.stat().st_mtime_ns <= made for source in sources)
+    except OSError:
+        return False
 
 
 def _told(what: str):  # type: ignore[no-untyped-def]
@@ -118,19 +158,18 @@ def _told(what: str):  # type: ignore[no-untyped-def]
 
 
 def evaluate(
-    found: Original, conversion: Conversion, out: Path, text: Path | None
+    found: Original, conversion: Conversion, out: Path, words: str
 ) -> dict[int, Divergence]:
-    """How far each GGUF output of ``conversion`` is from the original, by its number.
+    """How far each GGUF output of ``conversion`` is from the original by its number, over a text.
 
     Raises:
-        UsageError: the text cannot be read or is too short. Else as ``measure_divergence``.
+        UsageError: the text is too short. Else as ``measure_divergence``.
     """
     from tempfile import TemporaryDirectory
 
-    from localrun.cli.evaluation import Asked, measure_divergence, measure_perplexity, read_text
+    from localrun.cli.evaluation import Asked, measure_divergence, measure_perplexity
     from localrun.plan.plan import PlanRequest
 
-    words = _own_text() if text is None else read_text(text)
     request = PlanRequest()
     results = {}
     with TemporaryDirectory(dir=out.parent, prefix=f"{out.name}.logits-") as folder:
@@ -155,7 +194,7 @@ def evaluate(
     return results
 
 
-def _own_text() -> str:
+def own_text() -> str:
     """Prose that every Python has: its language reference."""
     from pydoc_data import topics
 

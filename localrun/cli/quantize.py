@@ -10,10 +10,13 @@ import typer
 from localrun.cli.options import Json, parse_size
 from localrun.cli.output import emit_json, note
 from localrun.cli.progress import progress
-from localrun.errors import UsageError
+from localrun.errors import LocalrunError, UsageError
 
 if TYPE_CHECKING:
+    from localrun.cli.originals import Original
+    from localrun.evaluate.statistics import Divergence
     from localrun.quantize.conversion import Conversion, Source
+    from localrun.quantize.execution import Options, Result
     from localrun.quantize.recipe import Recipe
 
 Model = Annotated[
@@ -101,51 +104,45 @@ def quantize(
     json: Json = False,
 ) -> None:
     """Quantize or convert a model: safetensors or GGUF to GGUF, safetensors or MLX weights."""
-    from dataclasses import replace
-
+    from localrun.cli.ending import resumable, stoppable
     from localrun.cli.loading import find
-    from localrun.cli.originals import collect_imatrix as collect
-    from localrun.cli.originals import evaluate as measured
     from localrun.cli.originals import original
     from localrun.cli.quantized import announce, document, report
     from localrun.config import settings
     from localrun.quantize.carry_out import processors
     from localrun.quantize.conversion import open_source, plan_conversion
-    from localrun.quantize.execution import Options, execute
+    from localrun.quantize.execution import Options, require_startable
     from localrun.quantize.recipe import check_target
 
-    if collect_imatrix is not None and imatrix is not None:
-        raise UsageError("--imatrix and --collect-imatrix: give one of the two")
-    recipe = _recipe(type, tensor_type, imatrix, bits_per_weight, size)
+    recipe = _recipe(type, tensor_type, imatrix, bits_per_weight, size, collect_imatrix)
+    words = _words(recipe, evaluate, text, dry_run)
     files = find(src, settings(), offer=False)
     check_target(out, recipe, files)
-    workers = threads or processors()
     out = out.absolute()
-    with open_source(files) as source, original(source, out, workers) as whole:
-        if collect_imatrix is not None and not dry_run:
-            recipe = replace(recipe, imatrix=collect(whole, collect_imatrix))
+    options = Options(threads or processors(), resume=resume, force=force)
+    with (
+        stoppable(),
+        open_source(files) as source,
+        original(source, out, options.workers) as whole,
+    ):
+        if not dry_run:
+            require_startable(out, options, single=recipe.single)
+            if words is not None or recipe.collecting:
+                whole.require_place()
+            if collect_imatrix is not None:
+                recipe = _collected(recipe, whole, collect_imatrix, options)
         conversion = plan_conversion(source, recipe)
-        announce(conversion, workers)
+        announce(conversion, options.workers)
         result, quality = None, {}
         if not dry_run:
             if not no_preflight:
                 _prove(source, conversion)
-            result = execute(
-                conversion.work,
-                conversion.folders,
-                out,
-                source,
-                Options(workers, resume=resume, force=force),
-                single=conversion.single,
-                share=conversion.share,
-                progress=progress(),
-            )
-            for line in result.notes:
-                note(f"note: {line}")
-            if evaluate:
-                quality = measured(whole, conversion, out, text)
+            with resumable(out):
+                result = _executed(conversion, out, source, options)
+            if words is not None:
+                quality = _evaluated(whole, conversion, out, words)
     if json:
-        emit_json(document(conversion, str(files.ref), out, workers, result, quality))
+        emit_json(document(conversion, str(files.ref), out, options.workers, result, quality))
     else:
         report(conversion, out, result)
 
@@ -156,6 +153,7 @@ def _recipe(
     imatrix: Path | None,
     bits_per_weight: float | None,
     size: str | None,
+    collect_imatrix: Path | None,
 ) -> Recipe:
     """
     Raises:
@@ -165,13 +163,92 @@ def _recipe(
     from localrun.quantize.types.imatrix_files import read_imatrix
     from localrun.quantize.types.overrides import parse_overrides
 
+    if collect_imatrix is not None and imatrix is not None:
+        raise UsageError("--imatrix and --collect-imatrix: give one of the two")
     return Recipe(
         tuple(known_type(each) for each in types or ()),
         parse_overrides(tensor_types or ()),
         None if imatrix is None else read_imatrix(imatrix),
         bits_per_weight,
         None if size is None else parse_size(size),
+        collect_imatrix is not None,
     )
+
+
+def _words(recipe: Recipe, evaluate: bool, text: Path | None, dry_run: bool) -> str | None:
+    """What ``--evaluate`` has both models read; None where nothing is evaluated.
+
+    Raises:
+        UsageError: the text cannot be read, or nobody is to read it.
+    """
+    from localrun.cli.evaluation import read_text
+    from localrun.cli.originals import own_text
+
+    if not evaluate:
+        if text is not None:
+            raise UsageError("--text is what --evaluate reads", hint="give --evaluate too")
+        return None
+    if not recipe.gguf:
+        raise UsageError(
+            "--evaluate compares GGUF files with their original",
+            hint="add a GGUF type with --type, or leave --evaluate out",
+        )
+    if not dry_run:
+        from localrun.backends.llamacpp.backend import require_library
+
+        require_library()
+    return own_text() if text is None else read_text(text)
+
+
+def _collected(recipe: Recipe, whole: Original, text: Path, options: Options) -> Recipe:
+    """``recipe`` with a matrix that the original makes, when all else is known to be possible.
+
+    Raises:
+        UsageError: as ``plan_conversion``, or a matrix is there already.
+    """
+    from dataclasses import replace
+
+    from localrun.cli.originals import collect_imatrix, imatrix_place
+    from localrun.quantize.conversion import plan_conversion
+
+    place = imatrix_place(whole.out)
+    if place.exists() and not (options.resume or options.force):
+        raise UsageError(
+            f"{place} is there already", hint=f"--imatrix {place} takes it, --force replaces it"
+        )
+    if not recipe.budgeted:  # which would be measured twice
+        plan_conversion(whole.source, recipe)
+    return replace(recipe, imatrix=collect_imatrix(whole, text, resume=options.resume))
+
+
+def _executed(conversion: Conversion, out: Path, source: Source, options: Options) -> Result:
+    from localrun.quantize.execution import execute
+
+    result = execute(
+        conversion.work,
+        conversion.folders,
+        out,
+        source,
+        options,
+        single=conversion.single,
+        share=conversion.share,
+        progress=progress(),
+    )
+    for line in result.notes:
+        note(f"note: {line}")
+    return result
+
+
+def _evaluated(
+    whole: Original, conversion: Conversion, out: Path, words: str
+) -> dict[int, Divergence]:
+    from localrun.cli.originals import evaluate
+
+    try:
+        return evaluate(whole, conversion, out, words)
+    except (KeyboardInterrupt, LocalrunError):
+        note(f"{out} is written and whole; it is its evaluation that ended")
+        raise
 
 
 def _prove(source: Source, conversion: Conversion) -> None:
@@ -188,6 +265,8 @@ def _prove(source: Source, conversion: Conversion) -> None:
     proof = prove(source, conversion.gguf.metadata)
     for line in proof.notes:
         note(f"note: {line}")
+    if not proof.texts + proof.chats:
+        return
     note(
         f"{proof.texts} texts make the same tokens as the release's, "
         f"{proof.chats} chats the same prompts"

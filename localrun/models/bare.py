@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Self
 
+from localrun.errors import HeaderError
+from localrun.formats.types import GGUF_TYPES
 from localrun.models.architecture import Architecture
 from localrun.models.architectures import family, known
 from localrun.models.facts import facts
 from localrun.models.fields import HEADS_MAX, Fields
-from localrun.models.gguf_layout import converted
+from localrun.models.gguf_layout import converted, parts
 from localrun.models.layout import LayoutTensor
-from localrun.models.mixtures import Model, retyped
+from localrun.models.mixtures import Model, assigned, mixture_name
 from localrun.models.names import classify
+from localrun.models.native import FOUR_BITS, fixed, is_table, settled, stays, table
 from localrun.models.storage import Plain, storage_of
 
 FILE = "config.json"
 _QUANTIZATION = "quantization_config"
+_PACKED = frozenset({"I8", "U8"})
+_FOUR_BITS = next(kind for kind in GGUF_TYPES.values() if kind.name == FOUR_BITS)
 
 
 def flat(config: Mapping[str, object]) -> Fields:
@@ -87,7 +92,59 @@ class Bare:
         found = converted(plain, fields, layers)
         kept, released = _kinds(found, layers), _kinds(plain, layers)
         left_out = tuple(kind for kind in ("draft", "vision") if kind in released - kept)
-        return list(retyped(found, quant, mixture_model(fields, found))), left_out
+        stored = self._stored()
+        found = [each for tensor in found for each in _tables(tensor, stored)]
+        four = _four_bits(plain, stored, fields, layers)
+        return list(_retyped(found, quant, mixture_model(fields, found), four)), left_out
+
+    def _stored(self) -> dict[str, LayoutTensor]:
+        """The release's tensors by name; none of a release that is stored in no known way."""
+        try:
+            return {tensor.name: tensor for tensor in self.release()}
+        except HeaderError:
+            return {}
+
+
+def _tables(tensor: LayoutTensor, stored: Mapping[str, LayoutTensor]) -> tuple[LayoutTensor, ...]:
+    if not is_table(tensor.name):
+        return (tensor,)
+    at = f"layers.{tensor.name.split('.')[1]}.engram.embed."
+    codes, scales = stored.get(f"{at}weight"), stored.get(f"{at}scale")
+    bytewise = codes and scales and codes.type.name == "F8_E4M3" and scales.type.name == "F8_E8M0"
+    return table(tensor.name, tensor.shape, scales.shape if scales and bytewise else None)
+
+
+def _four_bits(
+    plain: Iterable[LayoutTensor],
+    stored: Mapping[str, LayoutTensor],
+    fields: Fields,
+    layers: int,
+) -> frozenset[str]:
+    """The tensors of the GGUF file whose numbers the release has two to a byte."""
+    found: set[str] = set()
+    for tensor in plain:
+        packed = stored.get(tensor.name)
+        if packed is None or packed.type.name not in _PACKED:
+            continue
+        if packed.shape and 2 * packed.shape[-1] == tensor.shape[-1]:
+            found |= {part.tensor.name for part in parts(tensor, fields, layers)}
+    return frozenset(found)
+
+
+def _retyped(
+    found: list[LayoutTensor], quant: str, model: Model, four: Collection[str]
+) -> Iterator[LayoutTensor]:
+    mixture = mixture_name(quant)
+    floats = {each.name: each.type.name for each in found if fixed(model.architecture, each.name)}
+
+    def override(name: str) -> str | None:
+        return floats.get(name) or settled(name, mixture)
+
+    for each in assigned(found, mixture, model, override=override):
+        tensor = each.tensor
+        if tensor.name in four and stays(tensor.type.name, tensor.shape[-1]):
+            tensor = replace(tensor, type=_FOUR_BITS)
+        yield tensor
 
 
 def _unquantized(values: Mapping[str, object]) -> dict[str, object]:

@@ -37,6 +37,7 @@ _PROJECTIONS: Final = {
 }
 _FLOAT: Final = re.compile(
     r"_norm\.|ple_norm|ffn_gate_inp|ssm_conv1d|indexer\.proj|hc_.*_(?:fn|base|scale)\.|_ape\."
+    r"|engram_[qk]_weight\."
     r"|^position_embd\.|^token_types\."
 )
 # Families whose norm before the feed-forward network goes by attention, or is another one.
@@ -153,6 +154,8 @@ _LAYER: Final = {
     "ple.conv1d": "ple_conv1d",
     "engram.embed": "engram_embd",
     "engram.wkv": "engram_kv",
+    "engram.q_weight": "engram_q_weight.weight",
+    "engram.k_weight": "engram_k_weight.weight",
     "mlp.gate_up_proj": "ffn_up",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",

@@ -31,6 +31,7 @@ _BESIDE = (
     ".qzeros",
     ".g_idx",
     ".weight.absmax",
+    ".engram_embd_scale.weight",
     "_scales",
 )
 _INDICES = frozenset({"I64", "I32", "I16", "U64", "U16", "BOOL"})

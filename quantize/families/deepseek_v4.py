@@ -9,7 +9,6 @@ llama.cpp and are left out.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Final
@@ -21,6 +20,7 @@ from localrun.models.bare import FILE
 from localrun.models.fields import CONTEXT_MAX, EXPERTS_MAX, WIDTH_MAX, Fields
 from localrun.models.layout import LayoutTensor
 from localrun.models.mla import float32, indexer_of, layers_of
+from localrun.models.native import fixed
 from localrun.models.storage import Plain
 from localrun.quantize.checkpoint import Checkpoint
 from localrun.quantize.families.deepseek import epsilon, mixture, unquantized
@@ -42,9 +42,6 @@ GRANTED: Final[Mapping[str, tuple[object, ...]]] = {
     "gate_temp": (1,),
 }
 _RATIOS: Final = frozenset({0, 4, 128})
-# Mixing coefficients of the residual streams and offsets of positions: a low-bit type, even BF16,
-# changes every layer's input (https://github.com/ggml-org/llama.cpp/pull/28696).
-_KEPT: Final = re.compile(r"hc_(?:attn_|ffn_)?(?:fn|base|scale)\.|_compressor_ape\.|tid2eid")
 _TABLE: Final = "ffn.gate.tid2eid"
 
 
@@ -75,7 +72,7 @@ def convert(checkpoint: Checkpoint, weights: Mapping[str, Weight], name: str) ->
 def kept(made: Made) -> Made:
     """The same tensors, those that no mixture may narrow marked so."""
     tensors = (
-        replace(each, fixed=each.fixed or bool(_KEPT.search(each.target.name)))
+        replace(each, fixed=each.fixed or fixed(ARCHITECTURE, each.target.name))
         for each in made.tensors
     )
     return replace(made, tensors=tuple(tensors))

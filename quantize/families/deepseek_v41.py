@@ -21,11 +21,12 @@ from localrun.models.bare import FILE
 from localrun.models.fields import CONTEXT_MAX, LAYERS_MAX, Fields
 from localrun.models.gguf_layout import place
 from localrun.models.layout import LayoutTensor
+from localrun.models.native import fixed, table
 from localrun.models.storage import Plain
 from localrun.quantize.checkpoint import Checkpoint
 from localrun.quantize.families.deepseek import unquantized
 from localrun.quantize.families.deepseek_v4 import GRANTED, block_keys, kept
-from localrun.quantize.families.engram import GROUP, of_release
+from localrun.quantize.families.engram import of_release
 from localrun.quantize.families.metadata import require, rope, with_defaults
 from localrun.quantize.families.model import gguf_model
 from localrun.quantize.families.tensors import Made, made_of
@@ -115,27 +116,25 @@ def _engram(weights: Mapping[str, Weight], wanted: list[LayoutTensor]) -> list[G
         else:
             name, kind = _ENGRAM[inner]
             target = Written(at + name, _TYPES[kind], found.shape)
-            made.append(GgufTensor(target, found, fixed=kind == "F32"))
+            made.append(GgufTensor(target, found, fixed=fixed(ARCHITECTURE, target.name)))
     return made
 
 
 def _table(at: str, weight: Weight) -> list[GgufTensor]:
     """A table's bytes and its scales' as they are stored, or its numbers as Q8_0."""
-    rows, width = weight.shape
+    parts: tuple[Weight, ...] = (weight,)
+    scales = None
     if isinstance(weight, Scaled) and weight.table == "e4m3":
-        scales = weight.factors
-        if scales.stored == "F8_E8M0" and scales.shape == (rows, width // GROUP):
-            return [
-                _bytes(f"{at}engram_embd.weight", weight.codes),
-                _bytes(f"{at}engram_embd_scale.weight", scales),
-            ]
-    kind = "BF16" if width % _TYPES["Q8_0"].block_elements else "Q8_0"
-    target = Written(f"{at}engram_embd.weight", _TYPES[kind], weight.shape)
-    return [GgufTensor(target, weight, fixed=True)]
-
-
-def _bytes(name: str, weight: Weight) -> GgufTensor:
-    return GgufTensor(Written(name, _TYPES["I8"], weight.shape), weight, fixed=True)
+        factors = weight.factors
+        scales = factors.shape if factors.stored == "F8_E8M0" else None
+        parts = weight.codes, factors
+    made = table(f"{at}engram_embd.weight", weight.shape, scales)
+    if len(made) == 1:
+        parts = (weight,)
+    return [
+        GgufTensor(Written(each.name, each.type, each.shape), part, fixed=True)
+        for each, part in zip(made, parts, strict=True)
+    ]
 
 
 def _in_order(tensors: tuple[GgufTensor, ...], engram: list[GgufTensor]) -> tuple[GgufTensor, ...]:

@@ -2,7 +2,7 @@
 
 Names, shapes and keys are kept; the keys that tell of types go. What no mixture may change keeps
 its type, as llama.cpp's quantizer has it
-(https://github.com/ggml-org/llama.cpp/blob/master/src/llama-quant.cpp).
+(https://github.com/ggml-org/llama.cpp/blob/master/src/llama-quant.cpp) and what it should not.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from localrun.models.gguf_config import translated
 from localrun.models.gguf_layout import place
 from localrun.models.layout import LayoutTensor
 from localrun.models.mixtures import Model, quantizable
+from localrun.models.native import fixed
 from localrun.quantize.gguf_file import GgufFile
 from localrun.quantize.gguf_writer import Written
 from localrun.quantize.models import GgufModel, GgufTensor
@@ -50,7 +51,10 @@ def gguf_model_of(gguf: GgufFile) -> GgufModel:
     seen = [LayoutTensor(info.name, info.shape, info.type) for info in infos]
     mixed = mixture_model(translated(fields, architecture), seen)
     weights = gguf.weights()
-    tensors = tuple(GgufTensor(_target(info, mixed), weights[info.name]) for info in infos)
+    tensors = tuple(
+        GgufTensor(_target(info, mixed), weights[info.name], fixed(architecture, info.name))
+        for info in infos
+    )
     metadata = {key: value for key, value in gguf.metadata.items() if key not in _DROPPED}
     if not tensors:
         raise HeaderError("tensor_count", 0, "a file without tensors", file=fields.file)
@@ -59,6 +63,7 @@ def gguf_model_of(gguf: GgufFile) -> GgufModel:
 
 
 def _target(info: TensorInfo, model: Model) -> Written:
-    free = quantizable(LayoutTensor(info.name, info.shape, info.type), model)
+    seen = LayoutTensor(info.name, info.shape, info.type)
+    free = quantizable(seen, model) and not fixed(model.architecture, info.name)
     kept = info.type.name in _KEPT or not free
     return Written(info.name, info.type if kept else _KINDS["BF16"], info.shape)

@@ -26,6 +26,7 @@ from localrun.models.names import classify
 from localrun.models.storage import BF16
 from localrun.quantize.gguf_writer import Value, Written
 from localrun.quantize.models import GgufModel, GgufTensor
+from localrun.quantize.stored.plain import INTEGERS
 from localrun.quantize.views import Reshaped, Stacked, part_of_each
 from localrun.quantize.weights import Bytes, Floats, Weight, columns
 
@@ -201,6 +202,8 @@ def _view(
     Raises:
         HeaderError: of another shape than the configuration says.
     """
+    if weight.stored in INTEGERS and target.type.name not in INTEGERS:
+        raise _error(weight, f"holds {weight.stored}, and {target.name} floats")
     if part.tensor.shape != target.shape:
         raise _error(weight, f"has the shape {weight.shape}, {FILE} says {target.shape} in GGUF")
     if part.rows != "all":

@@ -11,7 +11,12 @@ from localrun.quantize.stored.numbers import E8M0_NAN
 from localrun.quantize.stored.plain import Unscaled
 from localrun.quantize.weights import Bytes, Floats
 
-_MXFP4_BYTES: Final = 17
+# Bytes of a block, how many of them are scales and come first, numbers of each scale, and which
+# bits of a scale make it NaN: ``block_mxfp4`` and ``block_nvfp4`` of ggml-common.h.
+_SCALES: Final = {
+    "MXFP4": (17, 1, 32, 0xFF, E8M0_NAN, "E8M0"),
+    "NVFP4": (36, 4, 16, 0x7F, 0x7F, "F8_E4M3"),
+}
 
 
 class Blocks(Unscaled):
@@ -35,12 +40,8 @@ class Blocks(Unscaled):
 
     def _decoded(self, raw: Bytes, start: int) -> Floats:
         columns = self.part.columns
-        if self.stored == "MXFP4":
-            # ggml takes this code for a power of two; it is NaN.
-            odd = np.flatnonzero(raw[::_MXFP4_BYTES] == E8M0_NAN)
-            if odd.size:
-                index = start * columns + 32 * int(odd[0])
-                raise self.part.damaged(index, columns, "has a scale that is nan (E8M0 code 0xff)")
+        if self.stored in _SCALES:
+            self._hold_scales(raw, start)
         numbers = dequantize(self.stored, raw, columns)
         finite = np.isfinite(numbers)
         if not finite.all():
@@ -48,3 +49,14 @@ class Blocks(Unscaled):
             number = numbers.reshape(-1)[at]
             raise self.part.damaged(start * columns + at, columns, f"is {number}")
         return numbers
+
+    def _hold_scales(self, raw: Bytes, start: int) -> None:
+        """ggml takes the codes of NaN for a power of two, of zero or of 240."""
+        block, count, group, mask, nan, what = _SCALES[self.stored]
+        scales = raw.reshape(-1, block)[:, :count]
+        odd = np.flatnonzero(scales & np.uint8(mask) == nan)
+        if odd.size:
+            at, columns = int(odd[0]), self.part.columns
+            code = scales.reshape(-1)[at]
+            problem = f"has a scale that is nan ({what} code {code:#04x})"
+            raise self.part.damaged(start * columns + group * at, columns, problem)

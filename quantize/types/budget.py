@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from localrun.errors import UsageError
 from localrun.models.gguf_config import FILE_TYPES
 from localrun.models.mixtures import fitting
+from localrun.models.native import settled
 from localrun.quantize.models import GgufModel
-from localrun.quantize.types.choice import Choice, Fallback, changeable, finished, settled
+from localrun.quantize.types.choice import Choice, Fallback, changeable, finished
 from localrun.quantize.types.overrides import Override, override_of, require_matches
 from localrun.quantize.types.sensitivity import Option, Sensitivity, padded_bytes
 
@@ -132,7 +133,7 @@ def _within(
             f"a file of {target:,} bytes is {word} than these types can make it: they make"
             f" {low:,} to {high:,} bytes, {8 * low / elements:.2f} to {8 * high / elements:.2f}"
             " bits a weight",
-            hint="choose a size between them, or a --type",
+            hint="give a --size or --bits-per-weight between them, or a --type",
         )
     return chosen
 

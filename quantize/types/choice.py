@@ -4,16 +4,12 @@ The rules of mixtures are llama.cpp's (``localrun.models.mixtures``). What is ad
 that the user names for a tensor, weights that are stored in 4 bits already, and refusals before any
 work is done.
 
-Experts of a model released in FP4 stay in their own bits (GGUF's MXFP4) wherever the mixture would
-give them as many or more: every other type of that size holds the same numbers worse, and a wider
-one holds nothing more. Tables that rows are looked up in, Engram's, are Q8_0 in every mixture of
-fewer bits: each row serves few tokens, and nothing averages its error out. ``--tensor-type`` has
-its way over both.
+What stays as the release stores it is told by ``localrun.models.native``; ``--tensor-type`` has its
+way over that.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,18 +19,16 @@ from localrun.formats.types import GGUF_TYPES
 from localrun.models.gguf_config import FILE_TYPES
 from localrun.models.layout import LayoutTensor
 from localrun.models.mixtures import Assigned, Model, assigned, mixture_name, quantizable
+from localrun.models.native import FOUR_BITS as _NATIVE
+from localrun.models.native import settled, stays
 from localrun.quantize.gguf_writer import Written
 from localrun.quantize.models import GgufModel, GgufTensor
 from localrun.quantize.types.needs import require_importance, unweighted_warning
 from localrun.quantize.types.overrides import Override, override_of, require_matches
 
 _TYPES: Final = {kind.name: kind for kind in GGUF_TYPES.values()}
-_NATIVE: Final = "MXFP4"
 _NATIVELY_STORED: Final = frozenset({"FP4", "MXFP4"})
 _FLOATS: Final = frozenset({"F64", "F32", "F16", "BF16", "FP8"})
-_PLAIN: Final = frozenset({"F32", "F16", "BF16"})
-_TABLE: Final = re.compile(r"\.engram_embe?d\.weight$")
-_TABLE_TYPE: Final = "Q8_0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +137,6 @@ def finished(
     )
 
 
-def settled(name: str) -> str | None:
-    """The type of a tensor that no mixture of few bits decides: a table."""
-    return _TABLE_TYPE if _TABLE.search(name) else None
-
-
 def changeable(model: GgufModel) -> list[str]:
     """The tensors whose type a mixture, an override or a budget may change."""
     rules = _rules(model)
@@ -162,10 +151,7 @@ def stays_as_stored(tensor: GgufTensor, type: str) -> bool:
     """Whether weights stored in 4 bits are better left so than made ``type``."""
     if tensor.fixed or tensor.weight.stored not in _NATIVELY_STORED:
         return False
-    native = _TYPES[_NATIVE]
-    if tensor.target.columns % native.block_elements:
-        return False
-    return _TYPES[type].bits_per_weight >= native.bits_per_weight
+    return stays(type, tensor.target.columns)
 
 
 def _rules(model: GgufModel) -> Model:
@@ -190,7 +176,7 @@ def _by_rules(
         each = tensors[name]
         if each.fixed:
             return each.target.type.name
-        return override_of(name, overrides) or (None if mixture in _PLAIN else settled(name))
+        return override_of(name, overrides) or settled(name, mixture)
 
     listed = [_layout(tensors[name]) for name in sorted(tensors, key=_order)]
     return list(assigned(listed, mixture, _rules(model), weighted=weighted, override=override))

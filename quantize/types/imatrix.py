@@ -11,6 +11,7 @@ that was never chosen, counts 1 in every column.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -85,6 +86,16 @@ class Imatrix:
     def covered(self) -> frozenset[str]:
         """Tensors that it says something of."""
         return frozenset(self.entries)
+
+    @cached_property
+    def digest(self) -> str:
+        """Of its numbers: what tells it from another matrix of the same name."""
+        found = hashlib.sha256()
+        for name, entry in sorted(self.entries.items()):
+            found.update(f"{name} {entry.sums.shape} {entry.counts.shape}\n".encode())
+            found.update(np.ascontiguousarray(entry.sums, "<f4").data)
+            found.update(np.ascontiguousarray(entry.counts, "<i8").data)
+        return found.hexdigest()
 
     def importance(self, model: GgufModel) -> dict[str, Floats]:
         """The means of every tensor of ``model`` that the matrix has, ``[matrices, columns]``: one

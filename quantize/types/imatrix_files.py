@@ -15,7 +15,7 @@ from typing import Final
 
 import numpy as np
 
-from localrun.errors import HeaderError, UsageError
+from localrun.errors import HeaderError, ModelNotFoundError, UsageError
 from localrun.formats.gguf import MAGIC, read_gguf
 from localrun.formats.header import Header, TensorInfo
 from localrun.formats.reader import FileSource, Source
@@ -34,25 +34,32 @@ def read_imatrix(path: Path) -> Imatrix:
     """Read a matrix of either format.
 
     Raises:
-        ModelNotFoundError: no such file.
         HeaderError: it is neither format, is cut off, or contradicts itself; with the place.
-        UsageError: a number that is negative or not finite, with the tensor.
+        UsageError: no such file, or a number that is negative or not finite, with the tensor.
     """
-    with FileSource(path) as source:
-        if source.size > BYTES_MAX:
-            raise HeaderError(
-                "file", 0, f"{source.size} bytes, at most {BYTES_MAX}", file=path.name
-            )
-        try:
-            if source.size >= len(MAGIC) and source.read(0, len(MAGIC)) == MAGIC:
-                found = _gguf(source, path.name)
-            else:
-                found = _legacy(source)
-        except HeaderError as error:
-            raise (error if error.file else error.in_file(path.name)) from None
+    try:
+        with FileSource(path) as source:
+            found = _read(source, path.name)
+    except ModelNotFoundError:
+        raise UsageError(
+            f"--imatrix {path}: no such file",
+            hint="check the path, or have one made with --collect-imatrix TEXT",
+        ) from None
+    except HeaderError as error:
+        named = error if error.file else error.in_file(path.name)
+        named.hint = f"--imatrix {path}: make or get the matrix again"
+        raise named from None
     for name, entry in found.entries.items():
         _check(path, name, entry)
     return Imatrix(found.entries, found.chunks, found.chunk_tokens, found.datasets, file=str(path))
+
+
+def _read(source: Source, name: str) -> Imatrix:
+    if source.size > BYTES_MAX:
+        raise HeaderError("file", 0, f"{source.size} bytes, at most {BYTES_MAX}")
+    if source.size >= len(MAGIC) and source.read(0, len(MAGIC)) == MAGIC:
+        return _gguf(source, name)
+    return _legacy(source)
 
 
 def _check(path: Path, name: str, entry: Entry) -> None:

@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 
 from localrun.ggml.quantize import dequantize, quantize
 from localrun.models.mixtures import fitting
+from localrun.models.native import settled
 from localrun.quantize.gguf_writer import ALIGNMENT
 from localrun.quantize.models import GgufModel, GgufTensor
-from localrun.quantize.types.choice import changeable, settled, stays_as_stored, target_bytes
+from localrun.quantize.types.choice import changeable, stays_as_stored, target_bytes
 from localrun.quantize.types.needs import needs_importance
 from localrun.quantize.types.overrides import Override, override_of
 from localrun.quantize.weights import Floats, row_count

@@ -95,7 +95,7 @@ TARGETS: dict[str, tuple[Callable[[Path], Path], Recipe, str]] = {
     "a file for a checkpoint": (
         lambda place: place / "out.gguf",
         Recipe(("fp8-block",)),
-        "make a directory",
+        "makes a directory",
     ),
 }
 

@@ -79,6 +79,11 @@ DAMAGED = {
         "model.layers.2.self_attn.q_proj.weight",
     ),
     "another_shape": ("llama", turned("model.layers.0.mlp.up_proj.weight"), "up_proj"),
+    "integers_for_floats": (
+        "llama",
+        lambda found: {**found, Q: ("I16", *found[Q][1:])},
+        f"{Q}",
+    ),
     "no_output_head": ("qwen2", without("lm_head.weight"), "lm_head.weight"),
     "expert_missing": ("qwen3-moe", without(EXPERT.format(2)), EXPERT.format(2)),
     "last_expert_missing": ("qwen3-moe", without(EXPERT.format(5)), "up_proj"),

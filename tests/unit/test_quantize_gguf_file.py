@@ -191,3 +191,15 @@ def test_a_checkpoint_is_no_gguf_file(tmp_path: Path) -> None:
     folder = write(tmp_path, [{"a": ("F32", np.ones(3, "<f4"))}])
     with pytest.raises(UsageError, match="a safetensors model, not a GGUF file"):
         opened(folder)
+
+
+@pytest.mark.parametrize("code", [0x7F, 0xFF])
+@pytest.mark.parametrize("scale", [0, 97, 6 * 512 // 16 - 1])
+def test_a_nan_that_ggml_takes_for_a_number_is_named(tmp_path: Path, scale: int, code: int) -> None:
+    """Of NVFP4's scales ggml reads one as zero, the other as 240."""
+    blocks = encoded("NVFP4").reshape(-1, 36).copy()
+    blocks[scale // 4, scale % 4] = code
+    found = weight(tmp_path, "NVFP4", blocks.tobytes(), (6, 512))
+    for read in (found.rows, lambda a, b: found.blocks("NVFP4", a, b)):
+        with pytest.raises(SourceError, match=rf"element {16 * scale} .*F8_E4M3 code {code:#x}"):
+            read(0, 6)

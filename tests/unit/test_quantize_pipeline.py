@@ -13,9 +13,12 @@ import pytest
 
 from localrun.errors import DiskFullError, LocalrunError, SourceError, UsageError
 from localrun.quantize import carry_out as carrying
+from localrun.quantize import part as parts
 from localrun.quantize.execution import Options, Result, execute
 from localrun.quantize.jobs import Work
+from localrun.quantize.journal import Begun, Journal
 from localrun.quantize.part import journal_of, part_of
+from localrun.quantize.types.imatrix import Entry, Imatrix
 from localrun.quantize.work import Output
 from localrun.store import disk
 from tests.slabs import Numbers, Source, expected, output, written
@@ -237,7 +240,7 @@ def test_other_settings_do_not_go_on_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = left_behind(tmp_path, monkeypatch)
-    with pytest.raises(UsageError, match="another settings"):
+    with pytest.raises(UsageError, match="other settings"):
         run(output(weights(), step=2), out, resume=True)
     assert run(output(weights()), out, resume=True).kept == 5
 
@@ -344,3 +347,70 @@ class First:
 
     def decode(self, parts, slab):  # type: ignore[no-untyped-def]
         return parts[0].view("<f2").astype(np.float32)
+
+
+def test_another_importance_matrix_of_the_same_name_is_another_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of a file would be made with one and half with the other."""
+    out = tmp_path / "out"
+
+    def again(sums: float, *, resume: bool) -> Result:
+        entry = Entry(np.full((1, 8), sums, np.float32), np.ones(1, np.int64))
+        work = Work((output(weights()),), SLAB, Imatrix({"w0": entry}, file="same.gguf").digest)
+        return execute(work, [""], out, Source(), Options(2, resume=resume), single=False)
+
+    with monkeypatch.context() as context:
+        interrupt(context, 6)
+        with pytest.raises(KeyboardInterrupt):
+            again(1.0, resume=False)
+    with pytest.raises(UsageError, match="other settings"):
+        again(2.0, resume=True)
+    assert again(1.0, resume=True).kept >= 6
+
+
+def test_a_journal_whose_name_was_taken_away_while_it_was_opened_is_anothers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other run ended between the opening and the lock."""
+    path, begun = tmp_path / "out.part.journal", Begun("work", "source", "kernels")
+    Journal(path, begun).close()
+
+    class Late(disk.Disk):
+        def open(self, path: Path, *, append: bool = False) -> int:
+            descriptor = super().open(path, append=append)
+            path.unlink()
+            return descriptor
+
+    monkeypatch.setattr(disk, "DISK", Late())
+    with pytest.raises(UsageError, match="another process"):
+        Journal(path, begun)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("kind", ["part", "journal"])
+def test_what_no_run_left_is_named_and_never_removed(tmp_path: Path, kind: str) -> None:
+    out, mine = tmp_path / "out", tmp_path / "mine"
+    mine.mkdir()
+    (mine / "kept").write_text("kept")
+    place = part_of(out) if kind == "part" else journal_of(out)
+    place.symlink_to(mine)
+    for flags in ({}, {"resume": True}, {"force": True}):
+        with pytest.raises(UsageError, match="no run of this kind") as info:
+            run(output(weights()), out, **flags)
+        assert str(place) in info.value.message
+    assert (mine / "kept").read_text() == "kept"
+
+
+def test_a_disk_that_is_too_small_from_the_beginning_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, needed: int) -> None:
+        raise DiskFullError(str(path), needed)
+
+    with monkeypatch.context() as context:
+        context.setattr(parts, "require_space", full)
+        with pytest.raises(DiskFullError):
+            run(output(weights()), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+    run(output(weights()), tmp_path / "out")

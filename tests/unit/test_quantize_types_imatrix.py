@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from localrun.errors import HeaderError, LocalrunError, ModelNotFoundError, UsageError
+from localrun.errors import HeaderError, LocalrunError, UsageError
 from localrun.formats.read import read_header
 from localrun.quantize.types.imatrix import Entry, Imatrix, collected
 from localrun.quantize.types.imatrix_files import read_imatrix
@@ -188,7 +188,7 @@ def test_numbers_that_are_no_sums_of_squares_are_refused(tmp_path: Path, number:
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ModelNotFoundError, match=r"absent\.dat"):
+    with pytest.raises(UsageError, match=r"--imatrix .*absent\.dat: no such file"):
         read_imatrix(tmp_path / "absent.dat")
 
 
