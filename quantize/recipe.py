@@ -94,6 +94,11 @@ class Recipe:
         return self.budgeted or any(kind_of(type) == "gguf" for type in self.types)
 
     @property
+    def runnable(self) -> bool:
+        """Whether a runner of ours takes any output."""
+        return self.gguf or any(kind_of(type) == "mlx" for type in self.types)
+
+    @property
     def weighted(self) -> bool:
         return self.imatrix is not None or self.collecting
 

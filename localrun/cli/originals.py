@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,13 +146,11 @@ def _made_of(place: Path, sources: Sequence[Path]) -> bool:
         return False
 
 
-def _told(what: str):  # type: ignore[no-untyped-def]
-
+def _told(what: str) -> Callable[[int, int], None]:
     def advance(done: int, total: int) -> None:
+        end = "\n" if done == total else ""
         if sys.stderr.isatty():
-            sys.stderr.write(
-                f"\r{what}: {done} of {total} chunks" + ("\n" if done == total else "")
-            )
+            sys.stderr.write(f"\r{what}: {done} of {total} chunks{end}")
 
     return advance
 
@@ -160,7 +158,7 @@ def _told(what: str):  # type: ignore[no-untyped-def]
 def evaluate(
     found: Original, conversion: Conversion, out: Path, words: str
 ) -> dict[int, Divergence]:
-    """How far each GGUF output of ``conversion`` is from the original by its number, over a text.
+    """How far each GGUF and MLX output is from the original over a text, by the output's number.
 
     Raises:
         UsageError: the text is too short. Else as ``measure_divergence``.
@@ -169,6 +167,7 @@ def evaluate(
 
     from localrun.cli.evaluation import Asked, measure_divergence, measure_perplexity
     from localrun.plan.plan import PlanRequest
+    from localrun.quantize.recipe import kind_of
 
     request = PlanRequest()
     results = {}
@@ -176,10 +175,13 @@ def evaluate(
         saved = Path(folder) / "original"
         measured = measure_perplexity(str(found.paths[0]), words, None, _CHUNKS, saved, request)
         for at, output in enumerate(conversion.outputs):
-            if at not in conversion.choices:
-                note(f"note: {output.type} was not evaluated: no runner here compares it")
+            kind = kind_of(output.type)
+            if kind == "safetensors":
+                note(f"note: {output.type} was not evaluated: no runner here takes it")
                 continue
-            place = out if conversion.single else out / output.files[0].name
+            place = out / conversion.folders[at]
+            if kind == "gguf" and not conversion.single:
+                place = out / output.files[0].name
             asked = Asked(None, None, None, request)
             each = measure_divergence(str(place), str(saved), None, asked, request).result
             results[at] = each

@@ -188,10 +188,10 @@ def _words(recipe: Recipe, evaluate: bool, text: Path | None, dry_run: bool) -> 
         if text is not None:
             raise UsageError("--text is what --evaluate reads", hint="give --evaluate too")
         return None
-    if not recipe.gguf:
+    if not recipe.runnable:
         raise UsageError(
-            "--evaluate compares GGUF files with their original",
-            hint="add a GGUF type with --type, or leave --evaluate out",
+            "--evaluate runs what was made, and nothing here runs compressed-tensors",
+            hint="add a type of GGUF or MLX with --type, or leave --evaluate out",
         )
     if not dry_run:
         from localrun.backends.llamacpp.backend import require_library

@@ -145,7 +145,7 @@ def test_a_file_that_is_there_is_kept_unless_force_says_so(
     ("flags", "said"),
     [
         (["--type", "mlx-4bit", "--collect-imatrix", "TEXT"], "--collect-imatrix"),
-        (["--type", "mlx-4bit", "--evaluate"], "--evaluate"),
+        (["--type", "w4a16", "--evaluate"], "--evaluate"),
     ],
 )
 def test_what_only_gguf_has_is_refused_before_any_work(
