@@ -180,7 +180,9 @@ def test_a_gguf_file_goes_before_a_checkpoint(brought: Path) -> None:
 
 def test_a_pulled_checkpoint_is_converted_by_its_reference(brought: Path) -> None:
     from localrun.quantize.checkpoint import Checkpoint
-    from localrun.quantize.conversion import plan_conversion, write
+    from localrun.quantize.conversion import plan_conversion
+    from localrun.quantize.execution import Options, execute
+    from localrun.quantize.recipe import Recipe
 
     folder = write_checkpoint(brought / "tiny")
     members = {
@@ -192,7 +194,8 @@ def test_a_pulled_checkpoint_is_converted_by_its_reference(brought: Path) -> Non
     files = pull(parse("pip:tiny-bert"), settings())
     out = brought / "tiny.gguf"
     with Checkpoint(files) as opened:
-        write(plan_conversion(opened, "F16"), opened, out)
+        planned = plan_conversion(opened, Recipe(("F16",)))
+        execute(planned.work, planned.folders, out, opened, Options(1), single=True)
 
     metadata = read_header([out]).metadata
     assert metadata["general.name"] == "tiny-bert"
