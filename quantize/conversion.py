@@ -85,14 +85,22 @@ class Conversion:
     def seconds(self, workers: int) -> float:
         """How long the run will take, by the rates of each type's encoder."""
         reading = self.work.read_bytes / _READ_BYTES_A_SECOND
-        return reading + sum(self._seconds.values()) / workers
+        return reading + self._thread_seconds / workers
+
+    @cached_property
+    def _thread_seconds(self) -> float:
+        return sum(self._seconds.values())
+
+    @cached_property
+    def _read_bytes(self) -> int:
+        return self.work.read_bytes
 
     def share(self, job: Job) -> int:
         """What a job moves the progress by: its part of the time, in bytes of the source."""
         group = self.work.groups[job.group]
-        whole = sum(self._seconds.values()) or 1.0
+        whole = self._thread_seconds or 1.0
         part = sum(self._seconds[at] for at in group.tasks) * (job.stop - job.start)
-        return round(self.work.read_bytes * part / (whole * max(group.rows, 1)))
+        return round(self._read_bytes * part / (whole * max(group.rows, 1)))
 
 
 def _rate(task: Task, weighted: bool) -> float:

@@ -1,6 +1,6 @@
 """Knows no checkpoint: mlx as it is installed, and the model classes of mlx-lm.
 
-``import mlx_lm`` brings transformers, and with it torch where that is installed: 4 s before the
+``import mlx_lm`` brings transformers, and with it torch where that is installed: seconds before the
 first weight is read. Its models need neither, so their modules are imported under a package of
 their own name that runs none of its ``__init__``.
 """

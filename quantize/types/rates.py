@@ -1,4 +1,4 @@
-"""Knows no file: how many weights a thread encodes in a second, and how long a plan takes by that.
+"""Knows no file: how many weights a thread encodes in a second.
 
 ``measured`` finds the rate of a type on this machine in a few hundredths of a second. The table is
 what it found with llama-cpp-python 0.3.36 on one thread of a Xeon with AVX-512: types differ two
@@ -8,7 +8,7 @@ hundredfold among each other, machines far less.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from typing import Final
 
@@ -33,8 +33,6 @@ _MEGA: Final = 1e6
 _COLUMNS: Final = 4096
 _ROWS_MAX: Final = 64
 _SHORT_S: Final = 0.01
-
-Rate = Callable[[str, bool], float]
 
 
 def rate(type: str, weighted: bool = False) -> float:
@@ -73,9 +71,3 @@ def _measured(type: str, weighted: bool) -> float:
             rows *= 4
     except BackendMissingError:
         return rate(type, weighted)
-
-
-def seconds(work: Iterable[tuple[str, int, bool]], workers: int, *, rates: Rate = rate) -> float:
-    """How long ``workers`` threads encode ``work``: (type, elements, whether with an importance
-    matrix). Slabs are small, so the threads end together; reading and writing is not counted."""
-    return sum(count / rates(type, weighted) for type, count, weighted in work) / max(workers, 1)
