@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from localrun.cli.lookup import Found, described
@@ -87,7 +88,10 @@ def find(text: str, here: Settings, *, offer: bool = True) -> ModelFiles:
         from localrun.store.catalogue import entry, unknown
 
         if entry(ref.name) is None:
-            raise unknown(ref, Library(here).names())
+            missing = unknown(ref, Library(here).names())
+            if Path(text).exists():  # a name goes before a path, which begins with a dot or slash
+                missing.hint = f"the path of that name is ./{text}"
+            raise missing
         if offer and _agrees_to_download(ref):
             from localrun.cli.progress import progress
             from localrun.store.pull import pull

@@ -270,3 +270,12 @@ def test_the_bits_of_v41s_experts_and_tables_come_back_from_the_file(
                 name = f"layers.3.ffn.experts.{expert}.{matrix}"
                 assert np.array_equal(codes, bits(f"{name}.weight"))
                 assert np.array_equal(scales, bits(f"{name}.scale"))
+
+
+def test_a_directory_typed_like_a_name_is_pointed_at(
+    capsys: pytest.CaptureFixture[str], tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny.parent)
+    code, _, noted = run(capsys, "quantize", "tiny", "out.gguf", "--type", "F32")
+    assert (code, "hint: the path of that name is ./tiny" in noted) == (3, True)
+    assert run(capsys, "quantize", "./tiny", "out.gguf", "--type", "F32")[0] == 0
