@@ -25,6 +25,7 @@ LocalrunError                     1 · 500
 ├── BackendMissingError           6 · 503   a library is absent, with the command that installs it
 ├── EngineError                   1 · 500   generation failed
 │   ├── OutOfMemoryError          4 · 503   a runner's library got no memory, with the bytes
+│   ├── DiskReadError             1 · 503   weights that stream could not be read: file and offset
 │   ├── EngineCrashedError        1 · 503   the engine's process ended under a request
 │   ├── BusyError                 1 · 429   the queue is full
 │   └── TemplateError             1 · 500   a chat template failed or broke its limits
@@ -269,6 +270,23 @@ class OutOfMemoryError(EngineError):
         self.tier = tier
         self.needed_bytes = needed_bytes
         self.held_bytes = held_bytes
+
+
+class DiskReadError(EngineError):
+    """A read of weights failed, ended early or took too long while the model ran. ``file`` is the
+    path, ``offset`` where the read began; whoever knows adds the tensor."""
+
+    http_status = 503
+    hint = "look after the disk and the file; the next request tries again"
+
+    def __init__(self, file: str, offset: int, problem: str, *, tensor: str = "") -> None:
+        named = f"{tensor}: " if tensor else ""
+        super().__init__(f"{named}{file}, offset {offset}: {problem}")
+        self.file, self.offset, self.problem, self.tensor = file, offset, problem, tensor
+
+    def of(self, tensor: str) -> DiskReadError:
+        """The same, naming what was read."""
+        return DiskReadError(self.file, self.offset, self.problem, tensor=tensor)
 
 
 class EngineCrashedError(EngineError):

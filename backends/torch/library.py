@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import platform
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +20,11 @@ _BYTES: Final = re.compile(r"tried to allocate (\d+) bytes")
 _SIZE: Final = re.compile(r"Tried to allocate ([\d.]+) ([KMG]i)B")
 _UNITS: Final = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
 _FAILURES: Final = (RuntimeError, ValueError, TypeError, IndexError)
+# malloc.h: what mallopt(3) is told by, and the most that it takes for the second.
+_TRIM_THRESHOLD: Final = -1
+_MMAP_THRESHOLD: Final = -3
+_LARGEST_MMAP_THRESHOLD: Final = 32 << 20
+_KEPT: Final = 128 << 20
 
 
 def version() -> str:
@@ -35,6 +42,22 @@ def devices() -> tuple[Device, ...]:
 
 def tier(device: torch.device) -> str:
     return f"vram:{device.index or 0}" if device.type == "cuda" else "ram"
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what a step gives back for the next one, up to ``_KEPT``. As it is, it
+    returns every larger block to the system and gets it again as empty pages: with a long context a
+    hundred faults a token. Other libraries than glibc are left as they are."""
+    if platform.libc_ver()[0] == "glibc":
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
+        mallopt(_TRIM_THRESHOLD, _KEPT)
+
+
+def give_back_memory() -> None:
+    """What the C library keeps goes back to the system: a model was closed."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -17,7 +17,15 @@ from localrun.backends.torch.caches.cache import Cache
 from localrun.backends.torch.clock import Mark, unmeasured
 from localrun.backends.torch.matrices.kernels import Kernels
 from localrun.backends.torch.numerics import Numerics
+from localrun.disk.reader import Reader
 from localrun.plan.plan import KvType
+
+if TYPE_CHECKING:
+    from localrun.backends.torch.tiers.store import ExpertStore
+
+
+def uninterrupted() -> None:
+    """Nobody ends a step before it is done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +35,11 @@ class Setup:
     used (any device but a CPU). ``engram`` is where tables lie: ``ram`` or ``disk``.
     ``approximate_prefill`` runs layers that keep nothing but windows on the end of a prompt only:
     its logits, and all after them, are not exactly the model's.
-    ``kernels`` belong to whoever made them; without them matrices make their own of ``threads``."""
+    ``kernels`` belong to whoever made them; without them matrices make their own of ``threads``.
+    ``reader`` reads rows of tables that lie on disk, ahead of need. ``experts`` keeps routed experts
+    in slots; without it each layer holds all of its own. ``cache_device`` is where rows of
+    sequences lie, where that is not ``device``. Whoever waits for a disk calls ``interrupt`` ten
+    times a second: it raises where the step is to end."""
 
     numerics: Numerics
     device: torch.device
@@ -37,6 +49,15 @@ class Setup:
     engram: str = "ram"
     approximate_prefill: bool = False
     kernels: Kernels | None = None
+    reader: Reader | None = None
+    experts: ExpertStore | None = None
+    cache_device: torch.device | None = None
+    interrupt: Callable[[], None] = uninterrupted
+
+    @property
+    def home(self) -> torch.device:
+        """Where rows of sequences lie."""
+        return self.cache_device or self.device
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,8 +100,23 @@ class Vocabulary:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertUse:
+    """Of one tier: ``picks`` that found their expert there, ``bytes`` of those, ``seconds`` that
+    were spent on it: computing in memory, waiting for disk."""
+
+    picks: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class RunnerStats:
     """Counters since load. Bytes read are weights touched, by tier.
+
+    ``terms_s`` splits ``forward_s`` by the terms of a plan's prediction, ``terms_bytes`` are what
+    was read for each: both by the names of ``plan.terms``. ``experts`` are picks by the tier that
+    had them; ``picks[layer][expert]`` counts each. ``notes`` say what happened that a user should
+    know: a cache that shrank. Empty where a runner cannot say.
 
     ``memory_parts`` splits ``memory_bytes`` by tier into what the bytes are for: ``weights``,
     ``kv``, ``compute``, ``output``, ``other``. Empty where a runner cannot say. ``forward_s`` is
@@ -115,6 +130,11 @@ class RunnerStats:
     memory_parts: dict[str, dict[str, int]] = field(default_factory=dict)
     forward_s: float = 0.0
     numerics: str = ""
+    terms_s: dict[str, float] = field(default_factory=dict)
+    terms_bytes: dict[str, int] = field(default_factory=dict)
+    experts: dict[str, ExpertUse] = field(default_factory=dict)
+    picks: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 class Logits(Protocol):

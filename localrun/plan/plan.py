@@ -130,7 +130,10 @@ class Execution:
     ``gpu_layers`` counts layers on devices, the output head being one more. ``tensor_overrides``
     are (regular expression over tensor names, tier) pairs, the first that matches decides;
     ``tensor_split`` is the share of the offloaded layers by device. ``slots_per_layer`` counts the
-    experts that are kept of each layer whose experts stream. ``numerics`` is how exactly is
+    experts that are kept of each layer whose experts are kept singly, ``card_slots_per_layer`` those
+    of them on devices; 0 where all experts lie with their layer. ``streams`` says that the others
+    are read from disk, in ``staging_bytes`` of memory. ``mirrors`` are directories that hold copies
+    of the files, on other disks. ``numerics`` is how exactly is
     computed; the empty one is the backend's default.
     """
 
@@ -151,6 +154,10 @@ class Execution:
     threads_min: int = 1
     numerics: str = ""
     approximate_prefill: bool = False
+    card_slots_per_layer: int = 0
+    streams: bool = False
+    staging_bytes: int = 0
+    mirrors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,9 +123,9 @@ class DeepseekV3:
     def _parts(self) -> Iterator[tuple[str, Part]]:
         capacity, device = self._setup.capacity, self._setup.device
         for layer in self._layers:
-            yield layer.attention.part, Rows(capacity, self._row, device)
+            yield layer.attention.part, Rows(capacity, self._row, device, home=self._setup.home)
             if layer.attention.indexer:
-                yield layer.attention.indexer.part, Rows(capacity, self._key, device)
+                yield layer.attention.indexer.part, Rows(capacity, self._key, device, home=self._setup.home)
 
     def forward(self, step: Step) -> Tensor:
         eps = self._config.eps

@@ -163,11 +163,12 @@ class Attention:
         }
         if self.compressor is not None:
             kept = f"{self.name}.compressed"
-            parts[kept] = Rows(capacity, self.row, device, self.compressor.ratio)
+            ratio = self.compressor.ratio
+            parts[kept] = Rows(capacity, self.row, device, ratio, setup.home)
             parts[f"{kept}_tail"] = self.compressor.tail(device)
         if self.indexer is not None:
             kept, compressor = f"{self.name}.index", self.indexer.compressor
-            parts[kept] = Rows(capacity, self.indexer.row, device, compressor.ratio)
+            parts[kept] = Rows(capacity, self.indexer.row, device, compressor.ratio, setup.home)
             parts[f"{kept}_tail"] = compressor.tail(device)
         return parts
 

@@ -151,7 +151,7 @@ class Llama:
     def _part(self) -> Part:
         device, capacity = self._setup.device, self._setup.capacity
         if not self._window:
-            return Rows(capacity, self._format, device)
+            return Rows(capacity, self._format, device, home=self._setup.home)
         size = min(self._window, capacity)
         return Ring(size, self._format, window_reach(self._window), device)
 

@@ -197,7 +197,7 @@ class Attention:
             ("compressed", formats.compressed_v41(width, *how)),
             ("index", formats.index_key(self.owner.wk.rows, *how)),
         ):
-            rows = Rows(setup.capacity, format, device, compressor.ratio)
+            rows = Rows(setup.capacity, format, device, compressor.ratio, setup.home)
             parts[part_name(self.layer, kind)] = rows
         if isinstance(compressor, Compressor):
             parts[part_name(self.layer, "tail")] = compressor.tail(device)

@@ -1,0 +1,1 @@
+"""Knows no model: files read past the page cache, many reads under way at once."""

@@ -1,0 +1,1 @@
+"""Knows no backend: what runs on this machine taught, kept for the next plan."""
