@@ -1,4 +1,4 @@
-"""Knows no system call: reads that are begun together and waited for, as whoever reads sees them."""
+"""Knows no system call: reads begun together and waited for, as whoever reads sees them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Requests:
     places: NDArray[np.int64]
 
 
-def _nobody() -> None:
+def nobody() -> None:
     """Nobody asks to end the wait."""
 
 
@@ -44,13 +44,15 @@ class Pending(Protocol):
         """From the first of them being handed to the disk to the last one's end; so far, before."""
         ...
 
-    def wait(self, check: Callable[[], None] = _nobody) -> None:
+    def wait(self, check: Callable[[], None] = nobody) -> None:
         """Until all have ended. ``check`` is called ten times a second meanwhile; what it raises
-        ends the wait, and the reads go on.
+        ends the wait, and the reads go on. What was begun ahead of need is needed from now on.
+        Only after it has returned may the bytes be trusted; it may be called again.
 
         Raises:
             DiskReadError: one failed or ended early, its file was written to or replaced since it
-                was opened, or nothing has ended for ``STALL_S``.
+                was opened, or nothing has ended for ``STALL_S``. After a failure the reads that the
+                disk was not given yet are left out.
         """
         ...
 
@@ -63,7 +65,8 @@ class Reader(Protocol):
         disk only while nothing else waits for it.
 
         Raises:
-            DiskReadError: the reader is closed.
+            DiskReadError: the reader is closed, or a read begins or ends behind its file's end.
+            ValueError: a read that is not aligned, or that leaves ``into``.
         """
         ...
 
@@ -78,5 +81,6 @@ class Reader(Protocol):
         ...
 
     def close(self) -> None:
-        """After the reads under way have ended, or a second later. Again does nothing."""
+        """After the reads under way have ended, or a second later; what the disk was not given yet
+        fails. Again does nothing."""
         ...

@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import TypeVar
 
 from localrun.errors import BackendMissingError, LocalrunError
-from localrun.hardware.machine import Disk, Machine, Speed
+from localrun.hardware.machine import Disk, HostFigures, Machine, Speed
 from localrun.hardware.measure_cpu import TYPES, measure_cpu
 from localrun.hardware.measure_disk import measure_disk
 from localrun.hardware.measure_memory import measure_memory
-from localrun.hardware.measurements import DeviceFigures, Measurements
+from localrun.hardware.measurements import DeviceFigures, MeasuredHost, Measurements
 from localrun.hardware.tiers import disk_key, model_disk
 
 T = TypeVar("T")
 # With the disk's 21 seconds these stay under a minute, on a busy machine too.
 MEMORY_SECONDS = 6.0
-CPU_SECONDS = 20.0
+CPU_SECONDS = 18.0
 DEVICES_SECONDS = 8.0
+HOST_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +40,12 @@ def calibrate(
     known: Measurements | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Calibrated:
-    """Memory, CPU kernels and the disk where models lie; ``with_devices`` adds the GPUs.
+    """Memory, CPU kernels and the disk where models lie; ``with_devices`` adds the GPUs,
+    ``with_host`` what a backend does beside its kernels.
 
     ``files`` are model files that may be read; ``known`` is what was measured before: its other
-    disks and its GPUs are kept. What cannot be measured is absent, with a note.
+    disks, its GPUs and what backends measured are kept. What cannot be measured is absent, with a
+    note.
     """
     notes: list[str] = []
     cores = max(1, min(machine.cpu.cores, machine.cpu.usable))
@@ -53,6 +56,7 @@ def calibrate(
         notes.append("memory was not measured: too little of it is free")
     found = Measurements(
         date.today().isoformat(),
+        hosts=known.hosts if known else {},
         ram_read=_values(memory.read),
         ram_copy=_values(memory.copy),
         disks=known.disks if known else {},
@@ -69,6 +73,12 @@ def with_devices(found: Measurements, figures: Mapping[str, DeviceFigures]) -> M
     """``found`` with what backends measured of GPUs, by name, in place of what was known."""
     new = {name: device.measured() for name, device in figures.items()}
     return replace(found, devices={**found.devices, **new})
+
+
+def with_host(found: Measurements, backend: str, figures: HostFigures) -> Measurements:
+    """``found`` with what a backend measured of itself on the CPU, in place of what was known."""
+    new = MeasuredHost(_values(figures.gemv), _values(figures.launches))
+    return replace(found, hosts={**found.hosts, backend: new})
 
 
 def _cpu(

@@ -59,6 +59,18 @@ def cgroup_limits(proc: Path = PROC, sys: Path = SYS) -> CgroupLimits:
     return CgroupLimits(min(cpus, default=None), *least)
 
 
+def memory_group(proc: Path = PROC, sys: Path = SYS) -> Path | None:
+    """The folder of the control group whose memory limit is the least on this process."""
+    found = [
+        (limit[0], folder)
+        for controller, inner in _groups(read_text(proc / "self" / "cgroup") or "")
+        if controller in ("", "memory")
+        for folder in _levels(sys / "fs" / "cgroup", controller, inner)
+        if (limit := _memory(folder))
+    ]
+    return min(found, key=lambda pair: pair[0], default=(0, None))[1]
+
+
 def _groups(text: str) -> list[tuple[str, str]]:
     """(controller, path) of each line that matters; the controller of v2 is empty."""
     found = []

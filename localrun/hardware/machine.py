@@ -42,12 +42,23 @@ class Tier:
 
 
 @dataclass(frozen=True, slots=True)
+class HostFigures:
+    """What one backend does on the CPU: ``gemv`` as in ``Compute``, of types that it has kernels of
+    its own for; ``launches`` are milliseconds that a block of a layer takes whatever it reads, by
+    architecture. Empty where nothing was measured."""
+
+    gemv: Mapping[str, Speed] = field(default_factory=dict)
+    launches: Mapping[str, Speed] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Compute:
     """What the CPU does. ``cores`` are physical, over all ``sockets``.
 
     ``gemv`` is GB/s of weights that a matrix-vector product streams with all cores, by tensor
     type; ``core_gemv`` the same of one core; ``prefill`` is GFLOP/s of a large matrix product, by
-    tensor type. Empty where nothing was measured.
+    tensor type. ``hosts`` is what single backends were seen to do, by their names. Empty where
+    nothing was measured.
     """
 
     cores: int
@@ -55,6 +66,7 @@ class Compute:
     gemv: Mapping[str, Speed] = field(default_factory=dict)
     core_gemv: Mapping[str, Speed] = field(default_factory=dict)
     prefill: Mapping[str, Speed] = field(default_factory=dict)
+    hosts: Mapping[str, HostFigures] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,12 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from localrun.errors import DiskFullError
-from localrun.hardware.direct_reads import (
-    Reads,
-    around_the_cache,
-    direct_reads,
-    no_direct,
-)
+from localrun.hardware.direct_reads import Reads, direct_reads, no_direct
 from localrun.hardware.disk_classes import DEPTHS, LARGE_DEPTHS
 from localrun.hardware.measurements import MeasuredDisk
 
@@ -121,6 +116,8 @@ def _scratch(place: Path, filesystem: str, most: int, say: Say) -> Iterator[Read
 
 def _fill(descriptor: int, size: int) -> None:
     """Bytes that no drive can compress or take for one another, synced."""
+    from localrun.disk.files import around_the_cache
+
     around_the_cache(descriptor)
     pattern = os.urandom(LARGE_BLOCK)
     start = time.monotonic()

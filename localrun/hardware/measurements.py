@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from localrun.hardware.machine import Compute, DiskReads, Machine, Speed
+from localrun.hardware.machine import Compute, DiskReads, HostFigures, Machine, Speed
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -64,6 +64,17 @@ class MeasuredDevice:
 
 
 @dataclass(frozen=True, slots=True)
+class MeasuredHost:
+    """The values of ``HostFigures``."""
+
+    gemv: Mapping[str, float] = field(default_factory=dict)
+    launches: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _all_positive(self.gemv, self.launches)
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceFigures:
     """What a GPU's own products get through. ``gemv``: GB/s of weights that one token's products
     read, ``prefill``: TFLOP/s of a micro-batch's, both by tensor type; ``link``: GB/s of copies
@@ -97,7 +108,7 @@ class DeviceFigures:
 class Measurements:
     """``ram_read`` and ``ram_copy``: GB/s by threads. The three by tensor type are those of
     ``Compute``. ``disks`` are by device and filesystem, ``devices`` GPUs by the name that their
-    driver gives them. ``date`` is a day, ISO 8601."""
+    driver gives them, ``hosts`` what single backends do on the CPU. ``date`` is a day, ISO 8601."""
 
     date: str
     ram_read: Mapping[int, float] = field(default_factory=dict)
@@ -107,6 +118,7 @@ class Measurements:
     prefill: Mapping[str, float] = field(default_factory=dict)
     disks: Mapping[str, MeasuredDisk] = field(default_factory=dict)
     devices: Mapping[str, MeasuredDevice] = field(default_factory=dict)
+    hosts: Mapping[str, MeasuredHost] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _all_positive(self.ram_read, self.ram_copy, self.gemv, self.core_gemv, self.prefill)
@@ -121,6 +133,13 @@ class Measurements:
             gemv={name: self._speed(value) for name, value in self.gemv.items()},
             core_gemv={name: self._speed(value) for name, value in self.core_gemv.items()},
             prefill={name: self._speed(value) for name, value in self.prefill.items()},
+            hosts={
+                backend: HostFigures(
+                    {name: self._speed(value) for name, value in found.gemv.items()},
+                    {name: self._speed(value) for name, value in found.launches.items()},
+                )
+                for backend, found in self.hosts.items()
+            },
         )
 
     def disk_reads(self, device: str) -> DiskReads | None:
@@ -243,7 +262,7 @@ def _adapter() -> TypeAdapter[_Document]:
     from pydantic import ConfigDict, TypeAdapter, with_config
 
     strict = with_config(ConfigDict(extra="forbid", strict=True))
-    for value in (Key, MeasuredDisk, MeasuredDevice, Measurements, _Entry, _Document):
+    for value in (Key, MeasuredDisk, MeasuredDevice, MeasuredHost, Measurements, _Entry, _Document):
         strict(value)
     return TypeAdapter(_Document)
 

@@ -9,27 +9,24 @@ from types import SimpleNamespace
 
 import pytest
 
+from localrun.disk import kernel, timing
+from localrun.disk.calls import Array, Calls
+from localrun.disk.opening import calls_of
 from localrun.errors import DiskFullError, LocalrunError
-from localrun.hardware import direct_reads as direct_module
-from localrun.hardware import kernel_reads
 from localrun.hardware import measure_disk as room
 from localrun.hardware.direct_reads import Timed, direct_reads
-from localrun.hardware.kernel_reads import KernelReads
 from localrun.hardware.measure_disk import LARGE_BLOCK, measure_disk, points
 
 MIB = 1 << 20
 AT_ONCE = [1, 2, 4, 1, 16, 64, 256]
-kernel_only = pytest.mark.skipif(
-    not kernel_reads.available(), reason="this system has no kernel reads"
-)
 
 
 @pytest.fixture(params=["kernel", "threads"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways to read; the threads' also where the kernel's is there."""
     if request.param == "threads":
-        monkeypatch.setattr(kernel_reads, "available", lambda: False)
-    elif not kernel_reads.available():
+        monkeypatch.setattr(kernel, "available", lambda: False)
+    elif not kernel.available():
         pytest.skip("this system has no kernel reads")
     return str(request.param)
 
@@ -88,33 +85,41 @@ def test_one_read_is_made_however_short_the_time(file: Path, way: str) -> None:
         assert reads(4096, 1, 0.0).count >= 1
 
 
-def test_reads_stay_aligned_and_within_the_file() -> None:
-    place = direct_module._places(10 * 4096 + 100, 4 * 4096)
+def test_reads_stay_aligned_and_within_the_file(
+    tmp_path: Path, file: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short, asked = tmp_path / "short", list[int]()
+    short.write_bytes(bytes(10 * 4096 + 100))
 
-    assert {place() for _ in range(500)} == {step * 4096 for step in range(7)}
+    def watched(depth: int, direct: bool) -> Calls:
+        calls = calls_of(depth, direct)
+        submit = calls.submit
+
+        def submitting(reads: Array, first: int, count: int) -> int:
+            asked.extend(reads["offset"][first : first + count].tolist())
+            return submit(reads, first, count)
+
+        calls.submit = submitting  # type: ignore[method-assign]
+        return calls
+
+    monkeypatch.setattr(timing, "calls_of", watched)
+    with direct_reads(short, "ext4") as reads:
+        for _ in range(20):
+            reads(4 * 4096, 64, 0.0)
+
+    assert set(asked) == {step * 4096 for step in range(7)}
 
 
-@kernel_only
-def test_a_read_that_fails_or_ends_early_is_an_error(file: Path) -> None:
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        with KernelReads(descriptor, 4096, 2) as reads:
-            assert reads.submit([0, 1], [0, 4096]) == 2
-            assert sorted(reads.wait(2)) == [0, 1]
-        with KernelReads(descriptor, 4096, 1) as reads:
-            reads.submit([0], [32 * MIB - 512])
-            with pytest.raises(OSError, match="Input/output"):
-                reads.wait(1)
-    finally:
-        os.close(descriptor)
-    with KernelReads(descriptor, 4096, 1) as reads, pytest.raises(OSError, match="descriptor"):
-        reads.submit([0], [0])
+def test_a_read_that_ends_early_is_an_error(
+    file: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = file.stat()
+    with direct_reads(file, "ext4") as reads:
+        monkeypatch.setattr(os, "fstat", lambda descriptor: whole)
+        os.truncate(file, 0)
 
-
-def test_a_system_without_the_calls_reads_with_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel_reads.platform, "machine", lambda: "riscv64")
-
-    assert not kernel_reads.available()
+        with pytest.raises(LocalrunError, match="Input/output"):
+            reads(4096, 8, 0.01)
 
 
 def test_a_scratch_file_is_measured_and_gone(tmp_path: Path, file: Path, way: str) -> None:
@@ -187,7 +192,7 @@ def test_a_filesystem_in_memory_is_refused(tmp_path: Path, file: Path) -> None:
 def test_a_filesystem_without_direct_reads_is_refused(
     tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(direct_module.os, "O_DIRECT", 0)
+    monkeypatch.setattr(os, "O_DIRECT", 0)
 
     with pytest.raises(LocalrunError, match="no direct reads"):
         measure_disk(tmp_path, "ext4", scratch_bytes=MIB)
