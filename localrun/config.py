@@ -27,6 +27,7 @@ class Settings:
     cache: what may be deleted at any time. hub_cache: the shared Hugging Face cache.
     ollama_models, lmstudio_models: where those programs keep theirs, existing or not.
     check_numbers: whether the torch backend looks behind every layer for what is no number.
+    check_rows: whether it holds every row of n-gram tables against a second, plain computation.
     """
 
     data: Path
@@ -41,13 +42,15 @@ class Settings:
     ollama_models: Path = Path()
     lmstudio_models: tuple[Path, ...] = ()
     check_numbers: bool = False
+    check_rows: bool = False
 
 
 def settings(env: Mapping[str, str] | None = None) -> Settings:
     """Resolve directories and hub settings.
 
     ``LOCALRUN_HOME`` puts everything of ours under one directory. ``LOCALRUN_DEBUG_NAN=1`` checks
-    the numbers behind every layer. ``HF_HOME``, ``HF_HUB_CACHE``, ``HF_ENDPOINT``, ``HF_TOKEN``,
+    the numbers behind every layer, ``LOCALRUN_DEBUG_ENGRAM=1`` every row of n-gram tables.
+    ``HF_HOME``, ``HF_HUB_CACHE``, ``HF_ENDPOINT``, ``HF_TOKEN``,
     ``HF_TOKEN_PATH`` and ``HF_HUB_OFFLINE`` mean what huggingface_hub says they mean
     (https://huggingface.co/docs/huggingface_hub/package_reference/environment_variables).
     """
@@ -80,6 +83,7 @@ def settings(env: Mapping[str, str] | None = None) -> Settings:
             for place in ("~/.lmstudio/models", "~/.cache/lm-studio/models")
         ),
         check_numbers=_truthy(env.get(ENV_PREFIX + "DEBUG_NAN", "")),
+        check_rows=_truthy(env.get(ENV_PREFIX + "DEBUG_ENGRAM", "")),
     )
 
 

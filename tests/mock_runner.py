@@ -87,6 +87,7 @@ class MockRunner:
     crashes: index of the forward that kills this process.
     cursed, poisoned: a token whose forward raises EngineError, or whose sequence gets NaN.
     vocabulary_size: more rows than the tokenizer's, to measure at the size of real models.
+    tells: counters after so many tokens, where a test wants more than that number.
 
     ``forwards`` records each batch; ``violations`` each call from a thread that is not the owner.
     """
@@ -115,6 +116,7 @@ class MockRunner:
         cursed: int | None = None,
         poisoned: int | None = None,
         vocabulary_size: int = VOCABULARY_SIZE,
+        tells: Callable[[int], RunnerStats] | None = None,
     ) -> None:
         self._reply = reply
         self._hashed = hashed
@@ -128,6 +130,7 @@ class MockRunner:
         self._cursed = cursed
         self._poisoned = poisoned
         self._vocabulary_size = vocabulary_size
+        self._tells = tells
         self._capabilities = Capabilities(
             n_ctx=n_ctx,
             max_sequences=max_sequences,
@@ -330,6 +333,8 @@ class MockRunner:
         self.threads.append(threads)
 
     def stats(self) -> RunnerStats:
+        if self._tells is not None:
+            return self._tells(self._tokens)
         return RunnerStats(memory_bytes={"ram": 0}, bytes_read={"ram": 0}, tokens=self._tokens)
 
     def close(self) -> None:

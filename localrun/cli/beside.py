@@ -35,8 +35,10 @@ class Beside:
         guessing: Guessing | None = None,
         *,
         offer: bool = False,
+        learn: bool = False,
     ) -> None:
-        """Read headers and probe. ``offer``: ask on a terminal whether to download it.
+        """Read headers and probe. ``offer``: ask on a terminal whether to download it. ``learn`` as
+        for ``prepare``.
 
         Raises:
             ModelNotFoundError, HeaderError: it is not here, or not whole.
@@ -46,6 +48,7 @@ class Beside:
         self._request = request
         self._here = here
         self._guessing = guessing or Guessing()
+        self._learn = learn
 
     def planned(
         self, loaded: Sequence[Holding], staying: Sequence[Holding], *, squeezed: bool = False
@@ -55,14 +58,17 @@ class Beside:
         Raises:
             PlanError, BackendMissingError: as ``loading.planned``.
         """
-        alone = planned(self._found, self._request, _machine(self._machine, loaded, ()))
+        alone = self._planned(self._request, _machine(self._machine, loaded, ()))
         if not staying:
             return with_guesses(alone, self._guessing, self._here)
         request = _limited(self._request, staying)
         if not squeezed:
             request = replace(request, n_ctx=alone.plan.execution.n_ctx)
-        prepared = planned(self._found, request, _machine(self._machine, loaded, staying))
+        prepared = self._planned(request, _machine(self._machine, loaded, staying))
         return with_guesses(prepared, self._guessing, self._here)
+
+    def _planned(self, request: PlanRequest, machine: Machine) -> Prepared:
+        return planned(self._found, request, machine, learn=self._learn)
 
     def beside(
         self, loaded: Sequence[Holding], staying: Sequence[Holding], *, squeezed: bool = False

@@ -12,9 +12,12 @@ from localrun.cli.options import (
     Backend,
     Ctx,
     Draft,
+    Engram,
     KvType,
+    Learn,
     MaxTokens,
     MinP,
+    Mirror,
     Numerics,
     Ram,
     Seed,
@@ -61,11 +64,14 @@ def chat(
     threads: Threads = None,
     ram: Ram = None,
     vram: Vram = None,
+    engram: Engram = None,
+    mirror: Mirror = None,
     backend: Backend = None,
     numerics: Numerics = None,
     approximate_prefill: ApproximatePrefill = False,
     draft: Draft = None,
     speculation: Speculation = "auto",
+    learn: Learn = True,
     theme: Theme = "dark",
 ) -> None:
     """Open the full-screen chat."""
@@ -77,6 +83,7 @@ def chat(
     from localrun.cli.guessing import Guessing, guessing, with_guesses
     from localrun.cli.loading import find, open_chat, prepare
     from localrun.cli.lookup import require_text
+    from localrun.cli.options import mirrors_of
     from localrun.cli.plan_view import one_line
     from localrun.config import settings
     from localrun.engine.request import SamplingParams
@@ -93,6 +100,8 @@ def chat(
         backend=backend,
         ram_bytes=ram,
         vram_bytes=vram,
+        engram=engram,
+        mirrors=mirrors_of(mirror),
         numerics=numerics,
         approximate_prefill=approximate_prefill,
     )
@@ -100,7 +109,7 @@ def chat(
     async def open_model(name: str) -> ChatModel:
         if server is not None:
             return await _remote(server, api_key, ref)
-        prepared = await asyncio.to_thread(prepare, name, request, here)
+        prepared = await asyncio.to_thread(prepare, name, request, here, learn=learn)
         require_text(prepared.spec, name)
         # A model chosen later on the screen may be of another family than the one that guesses.
         mine = wanted if name == model_ref else Guessing(wanted.on)

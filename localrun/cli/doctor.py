@@ -73,6 +73,7 @@ def _checks(here: Settings, machine: Machine, verify: bool) -> Iterator[Check]:
     yield _pip()
     yield _configuration(here)
     yield from _store(here, verify)
+    yield _learned(here)
     yield from _hub(here)
     for disk in machine.disks:
         yield Check("disk", "ok", f"{size(disk.free)} free under {disk.path}")
@@ -144,6 +145,15 @@ def _configuration(here: Settings) -> Check:
     # An unreadable or misspelt file has ended the program before this line (cli.app.execute).
     exists = here.config_file.exists()
     return Check("config", "ok", f"{here.config_file}" + ("" if exists else " (none, defaults)"))
+
+
+def _learned(here: Settings) -> Check:
+    from localrun.cli.learning import folder_of
+
+    folder = folder_of(here)
+    models = {path.name.partition(".")[0] for path in folder.glob("*.json")}
+    count = f"{len(models)} model{'s' * (len(models) != 1)}"
+    return Check("learned", "ok", f"from runs of {count}, under {folder}")
 
 
 def _store(here: Settings, verify: bool) -> Iterator[Check]:

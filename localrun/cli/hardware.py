@@ -24,7 +24,7 @@ from localrun.errors import UsageError
 
 if TYPE_CHECKING:
     from localrun.config import Settings
-    from localrun.hardware.machine import DiskReads, Machine
+    from localrun.hardware.machine import DiskReads, HostFigures, Machine
     from localrun.hardware.measurements import DeviceFigures, Key, Measurements
 
 K = TypeVar("K")
@@ -69,7 +69,7 @@ def hardware(
 
 def _calibrated(here: Settings) -> tuple[Machine, Measurements]:
     """Measure, remember, and show what was measured also where it cannot be remembered."""
-    from localrun.hardware.calibrate import calibrate, with_devices
+    from localrun.hardware.calibrate import calibrate, with_devices, with_host
     from localrun.hardware.measurements import load
     from localrun.hardware.tiers import with_tiers
 
@@ -86,6 +86,9 @@ def _calibrated(here: Settings) -> tuple[Machine, Measurements]:
         note(f"note: {line}")
     _remember(store, key, done.found)
     found = done.found
+    if host := _torch_host(machine):
+        found = with_host(found, "torch", host)
+        _remember(store, key, found)
     if figures := _devices(machine):
         # A driver that fails can end the process: the rest has been remembered by then.
         found = with_devices(found, figures)
@@ -100,6 +103,19 @@ def _remember(store: Path, key: Key, found: Measurements) -> None:
         save(store, key, found)
     except OSError as error:
         note(f"note: {store}: {error.strerror or error}; this is not remembered")
+
+
+def _torch_host(machine: Machine) -> HostFigures | None:
+    """What torch takes on the CPU beside libggml's products; None where it is not installed."""
+    from localrun.backends.torch.backend import calibrate_host
+    from localrun.errors import BackendMissingError
+    from localrun.hardware.calibrate import HOST_SECONDS
+
+    threads = max(1, min(machine.cpu.cores, machine.cpu.usable))
+    try:
+        return calibrate_host(HOST_SECONDS, threads, note)
+    except BackendMissingError:
+        return None
 
 
 def _devices(machine: Machine) -> dict[str, DeviceFigures]:
@@ -215,6 +231,13 @@ def _show_compute(machine: Machine, measured: Measurements | None) -> None:
             for name in measured.gemv
         ]
         table(columns, kinds)
+    for backend, host in measured.hosts.items():
+        say("")
+        blocks = [(name, f"{value:.3f} ms") for name, value in host.launches.items()]
+        table((f"{backend}, cpu", "a block of a layer"), blocks)
+        say("")
+        own = [(name, _of(host.gemv, name, "GB/s")) for name in host.gemv]
+        table((f"{backend}, weights", "token"), own)
     for name, device in measured.devices.items():
         say("")
         types = [

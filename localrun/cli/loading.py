@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 class Prepared:
     """A model that is on disk, described and planned. ``loader`` is the runner's import string;
     ``request`` is None for a plan that was saved before; ``draft`` guesses ahead for it, and
-    ``speculation`` False guesses nothing at all."""
+    ``speculation`` False guesses nothing at all. ``learns``: what its run shows is remembered."""
 
     found: Found
     plan: Plan
@@ -43,6 +43,7 @@ class Prepared:
     machine: Machine
     draft: Prepared | None = None
     speculation: bool = True
+    learns: bool = False
 
     @property
     def spec(self) -> ModelSpec:
@@ -221,8 +222,10 @@ def plan_found(
     *,
     explore: bool = False,
     runnable: bool = False,
+    learn: bool = False,
 ) -> Plan:
-    """Plan a model that was looked up; ``runnable`` for a backend that is here.
+    """Plan a model that was looked up; ``runnable`` for a backend that is here, ``learn`` with what
+    earlier runs on this machine showed.
 
     Raises:
         PlanRequestError, DoesNotFitError: see ``plan``. UsageError: no such backend.
@@ -231,6 +234,10 @@ def plan_found(
 
     chosen = candidates(found, machine, request.backend, runnable=runnable)
     source = source_of(found, chosen)
+    if learn and machine.name == AUTO:
+        from localrun.cli.learning import plan_with_learned
+
+        return plan_with_learned(found.spec, machine, request, source, explore=explore)
     return plan(found.spec, machine, request, source, explore=explore)
 
 
@@ -252,19 +259,24 @@ def source_of(found: Found, chosen: tuple[Candidate, ...]) -> Source:
     )
 
 
-def prepare(text: str, request: PlanRequest, here: Settings | None = None) -> Prepared:
-    """Find, describe and plan one model. Reads headers only; no weight is loaded.
+def prepare(
+    text: str, request: PlanRequest, here: Settings | None = None, *, learn: bool = False
+) -> Prepared:
+    """Find, describe and plan one model. Reads headers only; no weight is loaded. ``learn``: from
+    what earlier runs showed, and let the next ones learn from this.
 
     Raises:
         ModelNotFoundError, HeaderError, BackendMissingError, PlanError: each of its step.
     """
     here = here or settings()
     found = described(find(text, here))
-    return planned(found, request, this_machine(here)[0])
+    return planned(found, request, this_machine(here)[0], learn=learn)
 
 
-def planned(found: Found, request: PlanRequest, machine: Machine) -> Prepared:
-    """Plan a model that was described, for a backend that is here.
+def planned(
+    found: Found, request: PlanRequest, machine: Machine, *, learn: bool = False
+) -> Prepared:
+    """Plan a model that was described, for a backend that is here; ``learn`` as for ``prepare``.
 
     Raises:
         BackendMissingError, PlanError, UsageError: as ``prepare``.
@@ -272,27 +284,28 @@ def planned(found: Found, request: PlanRequest, machine: Machine) -> Prepared:
     from localrun.backends.registry import choose, loader
 
     choose(found.spec, found.format, request.backend)  # says so where no backend runs it
-    made = plan_found(found, machine, request, runnable=True)
-    return Prepared(found, made, loader(made.backend), request, machine)
+    made = plan_found(found, machine, request, runnable=True, learn=learn)
+    return Prepared(found, made, loader(made.backend), request, machine, learns=learn)
 
 
 async def open_process(
     prepared: Prepared, tell: Callable[[str], None] = note
 ) -> tuple[EngineClient, Plan]:
-    """Start the engine's child process on this plan; returns the plan that it executes.
+    """Start the engine's child process on this plan; returns the plan that it executes. When it is
+    closed, ``tell`` is given what the runner noted.
 
     Where the load fails for want of memory, the plan is made again with what there really was and
     tried once more, and ``tell`` is given one line; a saved plan is executed as it stands or not at
     all.
     """
     try:
-        return await _start(prepared), prepared.plan
+        return await _start(prepared, tell), prepared.plan
     except OutOfMemoryError as error:
         if prepared.request is None:
             raise
         smaller = replan(prepared, error)
         tell(f"{error.message}; planned again: {changes(prepared.plan, smaller.plan)}")
-        return await _start(smaller), smaller.plan
+        return await _start(smaller, tell), smaller.plan
 
 
 def replan(prepared: Prepared, error: OutOfMemoryError) -> Prepared:
@@ -317,7 +330,7 @@ def replan(prepared: Prepared, error: OutOfMemoryError) -> Prepared:
         else replace(prepared.request, ram_bytes=limit)
     )
     try:
-        made = planned(prepared.found, request, prepared.machine)
+        made = planned(prepared.found, request, prepared.machine, learn=prepared.learns)
     except PlanError:
         raise error from None
     if made.plan.execution == prepared.plan.execution:
@@ -341,7 +354,8 @@ def changes(before: Plan, after: Plan) -> str:
     return ", ".join(said) or "weights moved"
 
 
-async def _start(prepared: Prepared) -> EngineClient:
+async def _start(prepared: Prepared, tell: Callable[[str], None]) -> EngineClient:
+    from localrun.cli.learning import at_the_end
     from localrun.engine.options import DraftModel, EngineOptions
     from localrun.engine.process.engine_process import EngineProcess
 
@@ -356,6 +370,7 @@ async def _start(prepared: Prepared) -> EngineClient:
             speculation=prepared.speculation,
             draft=None if draft is None else DraftModel(draft.plan, draft.loader),
         ),
+        closing=at_the_end(prepared.plan, tell, remember=prepared.learns),
     )
 
 

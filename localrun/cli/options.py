@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -98,6 +99,21 @@ def no_budget_beside_plan(plan: Path | None, request: PlanRequest) -> None:
         )
 
 
+def mirrors_of(folders: Sequence[Path] | None) -> tuple[str, ...]:
+    """``--mirror``, each named once and in full: the engine's process may stand elsewhere.
+
+    Raises:
+        UsageError: one is no directory.
+    """
+    for folder in folders or ():
+        if not folder.expanduser().is_dir():
+            raise UsageError(
+                f"--mirror {folder}: is no directory",
+                hint="name the directory on the other disk that holds copies of the files",
+            )
+    return tuple(dict.fromkeys(str(each.expanduser().absolute()) for each in folders or ()))
+
+
 Ref = Annotated[
     str,
     typer.Argument(
@@ -159,6 +175,25 @@ DiskSpeed = Annotated[
     int | None,
     typer.Option(
         "--disk-speed", parser=_size, metavar="SIZE", help="What the disk reads in a second."
+    ),
+]
+Engram = Annotated[
+    Literal["ram", "disk", "unified"] | None,
+    typer.Option("--engram", help="Where n-gram tables lie; else where they cost least."),
+]
+Mirror = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--mirror",
+        metavar="DIR",
+        help="A copy of the model's files on another disk, to read from both; may be repeated.",
+    ),
+]
+Learn = Annotated[
+    bool,
+    typer.Option(
+        "--learn/--no-learn",
+        help="Let what runs measured here sharpen plans of this machine, and remember it.",
     ),
 ]
 

@@ -14,8 +14,11 @@ from localrun.cli.options import (
     Backend,
     Ctx,
     DiskSpeed,
+    Engram,
     Json,
     KvType,
+    Learn,
+    Mirror,
     Numerics,
     Parallel,
     Quant,
@@ -59,6 +62,8 @@ def plan(
     vram: Vram = None,
     ram: Ram = None,
     disk_speed: DiskSpeed = None,
+    engram: Engram = None,
+    mirror: Mirror = None,
     kv_type: KvType = None,
     threads: Threads = None,
     backend: Backend = None,
@@ -66,12 +71,14 @@ def plan(
     approximate_prefill: ApproximatePrefill = False,
     workload: WorkloadText = None,
     output: Output = None,
+    learn: Learn = True,
     json: Json = False,
 ) -> None:
     """Say where every byte of a model will lie and how fast it will be, before the download."""
     from localrun.cli.loading import plan_found
     from localrun.cli.lookup import look_up
     from localrun.cli.machines import machine_for
+    from localrun.cli.options import mirrors_of
     from localrun.cli.plan_view import check_output, export, show
     from localrun.config import settings
     from localrun.plan.plan import PlanRequest, Workload
@@ -89,12 +96,14 @@ def plan(
         vram_bytes=vram,
         ram_bytes=ram,
         disk_read=disk_speed,
+        engram=engram,
+        mirrors=mirrors_of(mirror),
         parallel=parallel,
         workload=parse_workload(workload) if workload else Workload(),
     )
     there = machine_for(machine, here)
     found = look_up(ref, here, quant=quant, revision=revision)
-    made = plan_found(found, there, request, explore=True)
+    made = plan_found(found, there, request, explore=True, learn=learn)
     if output is not None:
         export(made, output)
     if json:

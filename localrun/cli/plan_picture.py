@@ -203,7 +203,7 @@ def _named(part: Part) -> str:
 
 
 def _terms_of(plan: Plan) -> dict[str, dict[str, float]]:
-    """Milliseconds by tier, then by what belongs to none: ``ram weights`` is a term of ``ram``."""
+    """Milliseconds by tier, then by what belongs to none: ``ram dense`` is a term of ``ram``."""
     tiers = {*plan.bytes_per_token, *(tier.tier for tier in plan.machine.tiers)}
     found: dict[str, dict[str, float]] = {}
     for name, spent in plan.prediction.terms_ms.items():
@@ -274,6 +274,9 @@ def _prediction(plan: Plan, sheet: Sheet) -> Iterator[Text]:
             " " * _INDENT, "bound by ", (clean_line(found.bound_by), "bold"), share
         )
         yield from sheet.wrapped(line, _INDENT)
+    if found.runs:
+        runs = "one run" if found.runs == 1 else f"{found.runs} runs"
+        yield Text(" " * _INDENT + f"as {runs} of it on this machine showed", "dim")
 
 
 def _estimate(label: str, estimate: Range, unit: str, sheet: Sheet) -> Iterator[Text]:

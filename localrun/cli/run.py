@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,11 +13,15 @@ from localrun.cli.options import (
     ApproximatePrefill,
     Backend,
     Ctx,
+    DiskSpeed,
     Draft,
+    Engram,
     JsonSchema,
     KvType,
+    Learn,
     MaxTokens,
     MinP,
+    Mirror,
     Numerics,
     PlanFile,
     Ram,
@@ -62,12 +67,16 @@ def run(
     threads: Threads = None,
     ram: Ram = None,
     vram: Vram = None,
+    disk_speed: DiskSpeed = None,
+    engram: Engram = None,
+    mirror: Mirror = None,
     backend: Backend = None,
     numerics: Numerics = None,
     approximate_prefill: ApproximatePrefill = False,
     plan: PlanFile = None,
     draft: Draft = None,
     speculation: Speculation = "auto",
+    learn: Learn = True,
     stats: Stats = False,
 ) -> None:
     """Answer one prompt and print the answer as it is made."""
@@ -77,7 +86,7 @@ def run(
     from localrun.cli.guessing import guessing, with_guesses
     from localrun.cli.loading import prepare
     from localrun.cli.lookup import require_text
-    from localrun.cli.options import no_budget_beside_plan
+    from localrun.cli.options import mirrors_of, no_budget_beside_plan
     from localrun.cli.saved_plans import prepare_saved
     from localrun.config import settings
     from localrun.engine.request import Grammar, SamplingParams
@@ -94,11 +103,18 @@ def run(
         backend=backend,
         ram_bytes=ram,
         vram_bytes=vram,
+        disk_read=disk_speed,
+        engram=engram,
+        mirrors=mirrors_of(mirror),
         numerics=numerics,
         approximate_prefill=approximate_prefill,
     )
     no_budget_beside_plan(plan, request)
-    prepared = prepare(ref, request) if plan is None else prepare_saved(ref, plan)
+    prepared = (
+        prepare(ref, request, learn=learn)
+        if plan is None
+        else prepare_saved(ref, plan, learn=learn)
+    )
     require_text(prepared.spec, ref)
     prepared = with_guesses(prepared, wanted, settings())
     for warning in prepared.plan.warnings:
@@ -112,19 +128,26 @@ def run(
         context=RequestContext(priority="interactive"),
     )
 
-    timings = asyncio.run(_answer(prepared, messages, options))
-    if stats and timings is not None:
-        _print_stats(timings)
+    asyncio.run(_answer(prepared, messages, options, stats=stats))
 
 
 async def _answer(
-    prepared: Prepared, messages: list[Message], options: ReplyOptions
-) -> Timings | None:
-    from localrun.cli.loading import open_chat
+    prepared: Prepared, messages: list[Message], options: ReplyOptions, *, stats: bool
+) -> None:
+    from localrun.cli.loading import open_chat_as_planned
 
-    model = await open_chat(prepared)
+    model, plan = await open_chat_as_planned(prepared)
     try:
-        return await _stream(model, messages, options)
+        if not stats:
+            await _stream(model, messages, options)
+            return
+        from localrun.cli.exit_lines import Watched
+
+        watched = Watched(model)
+        timings = await _stream(model, messages, options, watched.begins)
+        if timings is not None:
+            for line in await watched.lines(plan, timings):
+                note(line)
     finally:
         await model.close()
 
@@ -198,12 +221,18 @@ def _piped() -> str:
 
 
 async def _stream(
-    model: ChatModel, messages: list[Message], options: ReplyOptions
+    model: ChatModel,
+    messages: list[Message],
+    options: ReplyOptions,
+    begins: Callable[[], Awaitable[None]] | None = None,
 ) -> Timings | None:
-    """Print the answer to stdout and the reasoning, on a terminal, to stderr."""
+    """Print the answer to stdout and the reasoning, on a terminal, to stderr. ``begins`` is awaited
+    at each piece of either, before it is printed."""
     timings = None
     last = "\n"
     async for event in model.reply(messages, options):
+        if begins is not None and (event.text or event.reasoning):
+            await begins()
         if event.reasoning and sys.stderr.isatty():
             sys.stderr.write(clean_text(event.reasoning))
             sys.stderr.flush()
@@ -217,14 +246,3 @@ async def _stream(
     if last != "\n":
         sys.stdout.write("\n")
     return timings
-
-
-def _print_stats(timings: Timings) -> None:
-    note(
-        f"prompt {timings.prompt_tokens} tokens ({timings.cached_tokens} cached) "
-        f"at {timings.prefill_tps:.1f} tok/s"
-    )
-    note(f"answer {timings.generated_tokens} tokens at {timings.decode_tps:.1f} tok/s")
-    if timings.drafted_tokens:
-        share = timings.accepted_tokens / timings.drafted_tokens
-        note(f"guessed ahead {timings.drafted_tokens} tokens, {share:.0%} of them right")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _MOST_N_CTX = 1 << 31
 _MOST_LAYERS = 1 << 20
 _MOST_UBATCH = 1 << 20
+_MOST_STAGING = 1 << 36
 _MOST_OVERRIDES = 256
 _LONGEST_OVERRIDE = 4096
 # llama.cpp searches every tensor's name with them and goes back over each repeat: a group that
@@ -34,8 +35,11 @@ _REPEAT = re.compile(r"[*+{]")
 _MOST_REPEATS = 3
 
 
-def prepare_saved(text: str, path: Path, here: Settings | None = None) -> Prepared:
-    """A model on disk with a plan that was saved before; nothing of it is decided anew.
+def prepare_saved(
+    text: str, path: Path, here: Settings | None = None, *, learn: bool = False
+) -> Prepared:
+    """A model on disk with a plan that was saved before; nothing of it is decided anew. ``learn``:
+    what its run shows is remembered.
 
     Raises:
         UsageError: not a plan, one for another model, or one that cannot be executed; names the
@@ -53,7 +57,8 @@ def prepare_saved(text: str, path: Path, here: Settings | None = None) -> Prepar
     _overrides_meant(saved.execution, path)
     _has_room(saved.execution, found, machine, path)
     model = replace(saved.model, ref=found.ref, files=source_of(found, ()).files)
-    return Prepared(found, replace(saved, model=model), loader(saved.backend), None, machine)
+    made = replace(saved, model=model)
+    return Prepared(found, made, loader(saved.backend), None, machine, learns=learn)
 
 
 def read_plan(path: Path) -> Plan:
@@ -130,12 +135,21 @@ def _executable(saved: Plan, found: Found, machine: Machine, path: Path) -> None
         ("threads_max", told.threads_max, told.threads, cores),
         ("gpu_layers", told.gpu_layers, 0, _MOST_LAYERS),
         ("slots_per_layer", told.slots_per_layer, 0, _MOST_LAYERS),
+        ("card_slots_per_layer", told.card_slots_per_layer, 0, told.slots_per_layer),
+        ("staging_bytes", told.staging_bytes, 0, _MOST_STAGING),
     )
     for field, value, least, most in bounds:
         if not least <= value <= most:
             raise UsageError(
                 f"--plan {path}: execution.{field} is {value}, from {least} to {most} is possible",
                 hint="plan again, with a flag for what should be different",
+            )
+
+    for at, folder in enumerate(told.mirrors):
+        if not Path(folder).is_dir():
+            raise UsageError(
+                f"--plan {path}: execution.mirrors.{at} is {folder!r}, no directory here",
+                hint="plan again with --mirror, or without",
             )
 
 
@@ -176,11 +190,12 @@ def _has_room(told: Execution, found: Found, machine: Machine, path: Path) -> No
     from localrun.plan.memory import llamacpp_memory
 
     parts = llamacpp_memory(found.spec, replace(told, n_ctx=told.n_ctx * told.parallel)).values()
-    needed = sum(part.needed - part.weights for part in parts)
+    needed = told.staging_bytes + sum(part.needed - part.weights for part in parts)
     there = sum(tier.capacity_bytes for tier in machine.tiers if tier.kind != "disk")
     if needed > there:
         raise DoesNotFitError(
-            f"--plan {path}: execution.n_ctx {told.n_ctx} and ubatch {told.ubatch} take "
+            f"--plan {path}: execution.n_ctx {told.n_ctx}, ubatch {told.ubatch} and staging_bytes "
+            f"{told.staging_bytes} take "
             f"{needed / (1 << 30):.1f} GiB beside the weights, the machine has "
             f"{there / (1 << 30):.1f} GiB",
             hint="plan again within what there is",

@@ -14,9 +14,12 @@ from localrun.cli.options import (
     Backend,
     Ctx,
     Draft,
+    Engram,
     Json,
     KeepAlive,
     KvType,
+    Learn,
+    Mirror,
     Numerics,
     Parallel,
     Ram,
@@ -93,6 +96,8 @@ def serve(
     threads: Threads = None,
     ram: Ram = None,
     vram: Vram = None,
+    engram: Engram = None,
+    mirror: Mirror = None,
     backend: Backend = None,
     numerics: Numerics = None,
     approximate_prefill: ApproximatePrefill = False,
@@ -101,6 +106,7 @@ def serve(
     speculation: Speculation = "auto",
     keep_alive: KeepAlive = 1800.0,
     compat_ports: CompatPorts = False,
+    learn: Learn = True,
     log: Log = "text",
     install_service: Install = False,
     uninstall_service: Uninstall = False,
@@ -111,6 +117,7 @@ def serve(
 
     from localrun.cli.beside import plan_together
     from localrun.cli.guessing import guessing
+    from localrun.cli.options import mirrors_of
     from localrun.config import settings
     from localrun.plan.plan import PlanRequest
     from localrun.server.guards import ServerOptions
@@ -128,6 +135,8 @@ def serve(
         backend=backend,
         ram_bytes=ram,
         vram_bytes=vram,
+        engram=engram,
+        mirrors=mirrors_of(mirror),
         parallel=parallel,
         numerics=numerics,
         approximate_prefill=approximate_prefill,
@@ -153,7 +162,7 @@ def serve(
             stack.enter_context(listener)
         given = tuple(dict.fromkeys(refs or ()))
         plan_together(given, request, here, wanted)
-        look = _looking(given, request, here, wanted)
+        look = _looking(given, request, here, wanted, learn=learn)
         keep_alive_s = None if keep_alive < 0 else keep_alive
         return asyncio.run(_serve(listeners, options, given, look, here, keep_alive_s, log))
 
@@ -229,14 +238,23 @@ async def _serve(
 
 
 def _looking(
-    given: tuple[str, ...], request: PlanRequest, here: Settings, wanted: Guessing
+    given: tuple[str, ...],
+    request: PlanRequest,
+    here: Settings,
+    wanted: Guessing,
+    *,
+    learn: bool,
 ) -> Callable[[str], Candidate]:
     """How a model is looked up. A model that guesses does so for those it was named with."""
     from localrun.cli.beside import Beside
     from localrun.cli.guessing import Guessing
 
     others = Guessing(wanted.on)
-    return lambda name: Beside(name, request, here, wanted if name in given else others)
+
+    def look(name: str) -> Candidate:
+        return Beside(name, request, here, wanted if name in given else others, learn=learn)
+
+    return look
 
 
 def _provider(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import plistlib
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -232,10 +232,10 @@ def _flags(context: Any, given: Mapping[str, Any]) -> list[str]:
         if parameter.param_type_name == "argument":
             words += [_absolute(ref) for ref in value]
         elif isinstance(value, bool):
-            words += [parameter.opts[0]] if value else []
+            words += (parameter.opts if value else parameter.secondary_opts)[:1]
         else:
             values = value if isinstance(value, list | tuple) else [value]
-            text = _absolute if name == "draft" else str
+            text = _PATHS.get(name, str)
             words += [f"{parameter.opts[0]}={text(each)}" for each in values]
     return words
 
@@ -244,6 +244,12 @@ def _absolute(ref: str) -> str:
     """A service begins in another directory than the shell that a path was typed in."""
     parsed = parse(ref)
     return str(Path(parsed.path).expanduser().absolute()) if isinstance(parsed, PathRef) else ref
+
+
+_PATHS: Mapping[str, Callable[[Any], str]] = {
+    "draft": _absolute,
+    "mirror": lambda folder: str(folder.expanduser().absolute()),
+}
 
 
 def _writable(here: Settings) -> tuple[Path, ...]:

@@ -112,7 +112,7 @@ class Engine:
         return self._runner.capabilities
 
     def stats(self) -> RunnerStats:
-        """The runner's counters when the last generation ended."""
+        """The runner's counters when the last generation began its answer, or ended."""
         return self._scheduler.stats
 
     def tokenize(

@@ -115,8 +115,9 @@ class RunnerStats:
 
     ``terms_s`` splits ``forward_s`` by the terms of a plan's prediction, ``terms_bytes`` are what
     was read for each: both by the names of ``plan.terms``. ``experts`` are picks by the tier that
-    had them; ``picks[layer][expert]`` counts each. ``notes`` say what happened that a user should
-    know: a cache that shrank. Empty where a runner cannot say.
+    had them; ``picks[layer][expert]`` counts each. ``read_ahead`` experts were fetched before
+    anything picked them, ``needed`` of those were picked then. ``notes`` say what happened that a
+    user should know: a cache that shrank. Empty where a runner cannot say.
 
     ``memory_parts`` splits ``memory_bytes`` by tier into what the bytes are for: ``weights``,
     ``kv``, ``compute``, ``output``, ``other``. Empty where a runner cannot say. ``forward_s`` is
@@ -134,6 +135,8 @@ class RunnerStats:
     terms_bytes: dict[str, int] = field(default_factory=dict)
     experts: dict[str, ExpertUse] = field(default_factory=dict)
     picks: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    read_ahead: int = 0
+    needed: int = 0
     notes: tuple[str, ...] = ()
 
 

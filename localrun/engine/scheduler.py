@@ -260,7 +260,7 @@ class Scheduler:
     def _draw(self, works: list[Work], logits: Logits, began: float, rows: int, chunk: int) -> None:
         row, computed = 0, self._clock()
         for work in works:
-            sequence = work.sequence
+            sequence, decoded = work.sequence, work.sequence.decoding
             try:
                 reason, rejected = sequence.advance(work, logits, row)
                 if rejected:
@@ -279,6 +279,9 @@ class Scheduler:
             else:
                 if reason is not None:
                     self._end(sequence, reason)
+                elif sequence.decoding and not decoded:
+                    # What its prompt took, for whoever wants to know what its answer takes.
+                    self._take_stats()
             row += work.rows
 
     def _set_threads(self, rows: int, chunk: int, drafts: int) -> int:

@@ -221,6 +221,36 @@ def bf16(data: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dtype[
     return (data.view("<u2").astype("<u4") << 16).view("<f4").astype(np.float64)
 
 
+def test_a_wider_model_of_a_size_has_larger_experts() -> None:
+    module = configs()
+    narrow, wide = (module.grown("deepseek_v41", 3 * 10**9, width) for width in (1, 8))
+
+    assert module.bytes_of(wide) == pytest.approx(3e9, rel=0.1)
+    assert flat(wide)["hidden_size"] == 2048
+    assert flat(wide)["moe_intermediate_size"] == 4 * flat(narrow)["moe_intermediate_size"]
+
+
+def test_a_skewed_router_picks_experts_as_often_as_plans_take_them_to_be_picked(
+    tmp_path: Path,
+) -> None:
+    """Of scores of random inputs, as those of a router are whose rows have the length of one."""
+    from localrun.plan.hits import picked
+
+    document = configs().grown("deepseek_v41", 40_000_000)
+    bench("synthetic_checkpoint").write(tmp_path / "out", document, 0, False, router_skew=1.15)
+    bias = raw(tmp_path / "out", "layers.3.ffn.gate.bias").view("<f4")
+    drawn = np.random.default_rng(0).standard_normal((4000, len(bias)))
+    scores = np.sqrt(np.log1p(np.exp(drawn))) + bias
+    used = flat(document)["num_experts_per_tok"]
+    chosen = np.argsort(-scores, axis=1)[:, :used]
+    often = np.sort(np.bincount(chosen.reshape(-1), minlength=len(bias)))[::-1] / len(drawn)
+
+    assert often == pytest.approx(picked(len(bias), used, 1.15), abs=0.06)
+    assert often[0] > 4 * often[len(bias) // 2]
+    other = raw(tmp_path / "out", "layers.4.ffn.gate.bias").view("<f4")
+    assert np.argsort(other).tolist() != np.argsort(bias).tolist()
+
+
 def test_experts_differ_from_one_another(written: dict[str, Path]) -> None:
     one, two = (
         raw(written["deepseek_v4"], f"layers.1.ffn.experts.{number}.w1.weight").tobytes()
@@ -469,7 +499,7 @@ def test_values_come_in_pieces_of_bounded_size() -> None:
     layout = {tensor.name: tensor for tensor in layout_of(document)}
     table = layout["layers.1.engram.embed.weight"]
 
-    pieces = module.values(table, table.name, 0, layout)
+    pieces = module.values(table, table.name, 0, module.Given(layout))
 
     assert table.bytes > 10 * module.CHUNK
     assert len(next(pieces)) == len(next(pieces)) == module.CHUNK
@@ -483,5 +513,7 @@ def test_a_type_no_release_has_is_refused() -> None:
     tensor = next(iter(layout_of(configs().base("llama"))))
     odd = replace(tensor, type=SAFETENSORS_TYPES["F6_E2M3"])
 
+    module = bench("synthetic_values")
+
     with pytest.raises(UsageError, match="F6_E2M3"):
-        next(bench("synthetic_values").values(odd, odd.name, 0, {}))
+        next(module.values(odd, odd.name, 0, module.Given({})))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from localrun.backends.llamacpp import backend as llamacpp
+from localrun.backends.torch import backend as torch
 from localrun.cli.app import execute
 from localrun.cli.machines import key_here, machine_for, probed, store_of
 from localrun.config import Settings, settings
@@ -19,13 +20,14 @@ from localrun.hardware import calibrate as room
 from localrun.hardware import measure_disk as disks
 from localrun.hardware import measurements
 from localrun.hardware import probe as prober
-from localrun.hardware.machine import Compute, Gpu, Machine, Speed
+from localrun.hardware.machine import Compute, Gpu, HostFigures, Machine, Speed
 from localrun.hardware.machine_file import EXAMPLE
 from localrun.hardware.measure_memory import MemorySpeeds
 from localrun.hardware.measurements import DeviceFigures, MeasuredDevice, MeasuredDisk, Measurements
 from localrun.hardware.parts import parts
 
 DISK = MeasuredDisk({1: 9e3, 256: 8e4}, {1: 1.2, 4: 1.4})
+HOST = HostFigures({"F32": Speed(11.0, "measured")}, {"llama": Speed(0.125, "measured")})
 
 
 @pytest.fixture
@@ -54,6 +56,7 @@ def measuring(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "measure_cpu", cpu)
     monkeypatch.setattr(room, "measure_disk", lambda place, filesystem, **rest: DISK)
     monkeypatch.setattr(llamacpp, "calibrate", lambda seconds, say: {})
+    monkeypatch.setattr(torch, "calibrate_host", lambda seconds, threads, say: HOST)
 
 
 def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:

@@ -297,6 +297,15 @@ def test_the_picture_says_what_the_plan_says(width: int) -> None:
         assert fact in words, fact
 
 
+@pytest.mark.parametrize(("runs", "said"), [(1, "as one run of it"), (7, "as 7 runs of it")])
+def test_what_a_prediction_owes_to_earlier_runs_is_said(runs: int, said: str) -> None:
+    plan = engram()
+    corrected = replace(plan, prediction=replace(plan.prediction, runs=runs))
+
+    assert f"{said} on this machine showed" in drawn(corrected)
+    assert "on this machine showed" not in drawn(plan)
+
+
 def test_tiers_stand_in_the_order_of_their_speed() -> None:
     picture = drawn(engram())
 

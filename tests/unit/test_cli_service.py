@@ -157,6 +157,7 @@ def test_the_flags_given_become_those_of_the_service(
 ) -> None:
     monkeypatch.setenv("LOCALRUN_PARALLEL", "2")
     flags = ["--port", "8123", "--vram", "8GB", "--keep-alive", "1h", "--compat-ports"]
+    flags += ["--no-learn", "--mirror", "."]
     origins = ["--cors-origin", "http://a", "--cors-origin", "http://b"]
 
     assert execute(["serve", "./tiny.gguf", *flags, *origins, *INSTALL]) == 0
@@ -170,6 +171,8 @@ def test_the_flags_given_become_those_of_the_service(
             "--vram=8000000000",
             "--keep-alive=3600.0",
             "--compat-ports",
+            "--no-learn",
+            f"--mirror={Path.cwd()}",
             "--parallel=2",
             "--cors-origin=http://a",
             "--cors-origin=http://b",

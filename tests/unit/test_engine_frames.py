@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from localrun import errors
 from localrun.engine.client import EngineInfo
@@ -25,6 +27,7 @@ from localrun.engine.request import (
     TokenEvent,
     TokenLogprob,
 )
+from localrun.engine.runner import ExpertUse, RunnerStats
 from localrun.errors import (
     ContextLengthError,
     EngineError,
@@ -146,6 +149,44 @@ def test_what_an_engine_says_of_itself_comes_out_as_it_went_in() -> None:
     assert fields.info_of(_through({"type": "x", "info": fields.info_fields(info)})["info"]) == info
 
 
+counts = st.integers(0, 2**64 - 1)
+seconds = st.floats(allow_nan=False, allow_infinity=False)
+names = st.text(max_size=8)
+
+
+@given(
+    st.builds(
+        RunnerStats,
+        memory_bytes=st.dictionaries(names, counts),
+        bytes_read=st.dictionaries(names, counts),
+        tokens=counts,
+        memory_parts=st.dictionaries(names, st.dictionaries(names, counts)),
+        forward_s=seconds,
+        numerics=names,
+        terms_s=st.dictionaries(names, seconds),
+        terms_bytes=st.dictionaries(names, counts),
+        experts=st.dictionaries(names, st.builds(ExpertUse, counts, counts, seconds)),
+        picks=st.dictionaries(st.integers(0, 200), st.lists(counts, max_size=9).map(tuple)),
+        read_ahead=counts,
+        needed=counts,
+        notes=st.lists(names).map(tuple),
+    )
+)
+def test_counters_come_out_as_they_went_in(stats: RunnerStats) -> None:
+    frame = _through({"type": "answer", "value": fields.stats_fields(stats)})
+
+    assert fields.stats_of(frame["value"]) == stats
+
+
+def test_counters_of_the_most_experts_there_are_take_a_small_part_of_a_frame() -> None:
+    picks = dict.fromkeys(range(128), (2**63,) * 1024)
+    stats = RunnerStats({}, {}, 0, picks=picks)
+
+    packed = frames.pack({"type": "answer", "value": fields.stats_fields(stats)})
+
+    assert len(packed) < frames.MAX_FRAME_BYTES / 32
+
+
 def _instances() -> list[LocalrunError]:
     special: dict[type[LocalrunError], LocalrunError] = {
         errors.ContextLengthError: errors.ContextLengthError(9, 8),
@@ -153,6 +194,7 @@ def _instances() -> list[LocalrunError]:
         errors.ModelNotFoundError: errors.ModelNotFoundError("none", nearest=("a", "b")),
         errors.HeaderError: errors.HeaderError("n_kv", 8, "too many", file="x.gguf"),
         errors.DiskFullError: errors.DiskFullError("/models", 5),
+        errors.DiskReadError: errors.DiskReadError("/m.gguf", 4096, "no data", tensor="experts"),
     }
     classes = [cls for cls in vars(errors).values() if isinstance(cls, type)]
     tree = [cls for cls in classes if issubclass(cls, LocalrunError)]

@@ -16,12 +16,13 @@ import psutil
 import pytest
 
 from localrun.engine.options import EngineOptions
-from localrun.engine.process import frames
+from localrun.engine.process import engine_process, frames
 from localrun.engine.process.child import LOG_BYTES_MAX, Child, _open_log
 from localrun.engine.process.engine_process import EngineProcess
 from localrun.engine.process.fields import options_fields
 from localrun.engine.process.mailbox import Mailbox
 from localrun.engine.request import FinishReason, GenerationRequest, TokenEvent
+from localrun.engine.runner import RunnerStats
 from localrun.errors import (
     ContextLengthError,
     EngineCrashedError,
@@ -81,6 +82,49 @@ async def test_tokenizing_and_counters_come_from_the_child() -> None:
         assert await engine.tokenize("ab<|end|>", add_special=True) == [256, 97, 98, 257]
         await collect(engine, request("abc"))
         assert (await engine.stats()).tokens > 0
+
+
+async def told_at_the_end(ref: str, *asked: str) -> list[int]:
+    """Tokens that an engine counted, as it was told when it was closed, twice."""
+    tokens: list[int] = []
+
+    async def closing(stats: RunnerStats) -> None:
+        tokens.append(stats.tokens)
+
+    engine = await EngineProcess.start(
+        plan(ref), loader=LOADER, chat_template=None, closing=closing
+    )
+    try:
+        for prompt in asked:
+            await collect(engine, request(prompt))
+    except EngineCrashedError:
+        pass
+    finally:
+        await engine.close()
+        await engine.close()
+    assert engine.pid is None
+    return tokens
+
+
+async def test_the_last_counters_are_told_once_before_the_end() -> None:
+    # Of "ab" both, and of the answer all but its last.
+    assert await told_at_the_end("mock:echo", "ab", "cd") == [2 * (2 + 2)]
+
+
+async def test_a_child_that_has_crashed_is_not_started_again_to_tell_its_counters() -> None:
+    assert await told_at_the_end("mock:crash", "ab") == []
+
+
+async def test_a_child_that_does_not_answer_is_ended_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine_process, "LAST_WORDS_S", 0.05)
+
+    async def never(child: Child, kind: str, **what: object) -> object:
+        return await asyncio.Event().wait()
+
+    monkeypatch.setattr(Child, "ask", never)
+    assert await told_at_the_end("mock:echo") == []
 
 
 async def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers() -> None:

@@ -176,3 +176,17 @@ def test_a_file_cut_while_it_is_read_is_a_header_error(tmp_path: Path) -> None:
         os.truncate(path, 10)
         with pytest.raises(HeaderError, match="90 bytes fewer"):
             source.read(0, 100)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems take no such advice")
+def test_pages_of_a_file_that_was_read_can_be_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, asked = tmp_path / "file", []
+    path.write_bytes(bytes(9000))
+    monkeypatch.setattr(os, "posix_fadvise", lambda file, *rest: asked.append(rest))
+    with FileSource(path) as source:
+        source.forget()
+
+        assert asked == [(0, 0, os.POSIX_FADV_DONTNEED)]
+        assert source.read(0, 9000) == bytes(9000)

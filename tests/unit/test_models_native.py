@@ -93,10 +93,11 @@ def test_four_bits_are_left_where_as_many_or_more_are_wanted() -> None:
 
 def test_a_table_is_bytes_and_scales_or_nothing_below_eight_bits() -> None:
     name = "blk.1.engram_embd.weight"
-    beside = [(each.name, each.shape, each.type.name) for each in table(name, (9, 64), (9, 2))]
-    assert beside == [(name, (9, 64), "I8"), ("blk.1.engram_embd_scale.weight", (9, 2), "I8")]
-    assert [each.type.name for each in table(name, (9, 64), None)] == ["Q8_0"]
-    assert [each.type.name for each in table(name, (9, 48), None)] == ["BF16"]
+    joined = table(name, (9, 64), (9, 2))
+    assert (joined.name, joined.shape, joined.type.name) == (name, (9, 66), "I8")
+    assert table(name, (9, 64), (1, 1)).type.name == "Q8_0"
+    assert table(name, (9, 64), None).type.name == "Q8_0"
+    assert table(name, (9, 48), (9, 1)).type.name == "BF16"
     assert (settled(name, "Q2_K"), settled(name, "F16"), settled("output.weight")) == (
         "Q8_0", None, None,
     )  # fmt: skip

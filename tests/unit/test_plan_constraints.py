@@ -55,7 +55,15 @@ CONTRADICTIONS: dict[str, tuple[Model, str, PlanRequest, str]] = {
     "a cache of no experts": (SMALL, CPU, PlanRequest(expert_cache_bytes=GIB), "expert cache"),
     "a cache of whole layers": (EXPERTS, CPU, PlanRequest(expert_cache_bytes=GIB), "expert cache"),
     "n-gram tables of none": (EXPERTS, DESKTOP, PlanRequest(engram="disk"), "--engram"),
-    "n-gram tables in VRAM": (TABLES, DESKTOP, PlanRequest(engram="vram"), "--engram vram"),
+    "n-gram tables in no VRAM": (TABLES, CPU, PlanRequest(engram="vram"), "--engram vram"),
+    "some layers of an engine of one place": (
+        *(TABLES, DESKTOP, PlanRequest(gpu_layers=3)),
+        "gpu layers 3: torch computes all",
+    ),
+    "whole experts of an engine of slots": (
+        *(TABLES, DESKTOP, PlanRequest(cpu_expert_layers=3)),
+        "expert layers on the CPU: torch keeps",
+    ),
     "tables in another's memory": (TABLES, DESKTOP, PlanRequest(engram="unified"), "--engram"),
     "native rows of llama.cpp": (EXPERTS, CPU, PlanRequest(kv_type="native"), "--kv-type native"),
 }
@@ -159,7 +167,7 @@ def test_a_flag_may_lower_ram_and_a_simulated_card_takes_its_share_of_it() -> No
 
 def test_a_faster_disk_by_flag_is_a_faster_stream() -> None:
     slow, fast = (
-        planned("deepseek-v4-flash", DESKTOP, PlanRequest(disk_read=speed), backend="torch")
+        planned("deepseek-v4.1-flash", DESKTOP, PlanRequest(disk_read=speed), backend="torch")
         for speed in (10**9, 10**10)
     )
     assert slow.prediction.terms_ms["disk"] > 3 * fast.prediction.terms_ms["disk"]

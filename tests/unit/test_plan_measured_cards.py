@@ -50,7 +50,7 @@ def test_a_measured_card_reads_and_multiplies_at_what_was_measured(kind: str) ->
 
     token, chunk = terms(with_card(machine, tier))
 
-    assert token[f"{tier.name} weights"] == pytest.approx(80.0)
+    assert token[f"{tier.name} dense"] == pytest.approx(80.0)
     assert token[f"{tier.name} kv"] == pytest.approx(10.0)
     assert chunk[tier.name] == pytest.approx(512 * 2 * 13e9 / 10e12 * 1e3)
 
@@ -63,7 +63,7 @@ def test_of_a_data_sheets_figures_a_card_gets_its_share(kind: str) -> None:
 
     token, chunk = terms(with_card(machine, sheet))
 
-    assert token[f"{tier.name} weights"] > 80.0 / 0.9
+    assert token[f"{tier.name} dense"] > 80.0 / 0.9
     assert token[f"{tier.name} kv"] > 10.0 / 0.9
     assert chunk[tier.name] > 512 * 2 * 13e9 / 10e12 * 1e3 / 0.9
 
@@ -77,5 +77,5 @@ def test_a_card_that_is_simulated_computes_as_its_host_does() -> None:
     token, _ = terms(with_card(machine, tier))
 
     rate = host_rate(ram, machine.compute, ENGINE, FITTED)
-    assert token[f"{tier.name} weights"] == pytest.approx(8e3 / rate)
+    assert token[f"{tier.name} dense"] == pytest.approx(8e3 / rate)
     assert token[f"{tier.name} kv"] == pytest.approx(1e3 / rate)

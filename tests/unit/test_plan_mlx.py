@@ -15,6 +15,7 @@ from localrun.hardware.machine import Machine
 from localrun.plan.plan import PlanRequest
 from localrun.plan.planner import plan
 from localrun.plan.search import Candidate, Source, search
+from localrun.plan.terms import DISK, HIDDEN
 from tests.planned import machine_of, spec_of
 
 MAC, PC = "m4-max-64", "rtx-4090+ddr5-6000x2:128+nvme4"
@@ -77,21 +78,32 @@ def test_this_pc_runs_with_mlx_what_nothing_else_runs() -> None:
     assert made.prediction.decode_tps.mid < 10
 
 
-def test_what_must_stream_is_planned_and_said_not_to_run_yet() -> None:
+def test_what_must_stream_is_torchs() -> None:
     found, machine = release("deepseek-v4.1-flash"), here(PC)
 
     made = plan_found(found, machine, PlanRequest())
     assert made.backend == "torch"
     assert any(each.group == "experts" and each.tier == "disk" for each in made.placements)
-    assert any("cannot run this plan yet" in warning for warning in made.warnings)
+    assert made.execution.streams
 
 
 def test_what_no_backend_runs_here_is_planned_and_not_prepared() -> None:
-    found, machine = release("kimi-linear-48b-a3b"), here("rtx-4090+ddr5-6000x2:64+nvme4")
+    found, machine = release("kimi-linear-48b-a3b"), here("rtx-4090+ddr5-6000x2:4+nvme4")
 
     assert plan_found(found, machine, PlanRequest()).backend == "torch"
     with pytest.raises(DoesNotFitError):
         planned(found, PlanRequest(), machine)
+
+
+def test_a_mac_with_too_little_memory_streams_experts_with_mlx() -> None:
+    made = plan_found(release("deepseek-v4.1-flash"), machine_of("m4-max-128"), PlanRequest())
+
+    assert (made.backend, made.execution.streams, made.execution.engram) == ("mlx", True, "disk")
+    assert made.execution.slots_per_layer > 0
+    # Its memory and its disk share a controller: what is read adds to what is computed.
+    terms = made.prediction.terms_ms
+    assert terms[DISK] > 0
+    assert not any(name.startswith(HIDDEN) for name in terms)
 
 
 def test_gguf_is_llama_cpps_everywhere() -> None:

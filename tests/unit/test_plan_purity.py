@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from localrun.errors import DoesNotFitError
-from localrun.plan import search
+from localrun.plan import task
 from localrun.plan.placement import Assignment
 from localrun.plan.plan import PlanRequest
 from localrun.plan.planner import plan
@@ -27,13 +27,13 @@ MOST_PLACINGS = 400
 def placings(monkeypatch: pytest.MonkeyPatch) -> list[None]:
     """One entry for each assignment that was worked out."""
     made: list[None] = []
-    place: Callable[..., Assignment] = search.place
+    place: Callable[..., Assignment] = task.place
 
     def counted(*arguments: Any) -> Assignment:
         made.append(None)
         return place(*arguments)
 
-    monkeypatch.setattr(search, "place", counted)
+    monkeypatch.setattr(task, "place", counted)
     return made
 
 

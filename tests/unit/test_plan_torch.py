@@ -83,20 +83,24 @@ def test_experts_that_one_memory_holds_are_held_whole_and_nothing_is_read_ahead(
 
     assert made.execution.slots_per_layer == 0
     assert {each.tier for each in made.placements} == {"ram"}
-    assert not any("cannot run this plan yet" in warning for warning in made.warnings)
+    assert (made.execution.streams, made.execution.staging_bytes) == (False, 0)
 
 
 @pytest.mark.parametrize(
     ("model", "machine"),
     [("deepseek-v4-flash", DESKTOP), (RELEASED, "rtx-3060-12gb+ddr5-6000x2:64+nvme4")],
 )
-def test_a_model_that_is_divided_is_planned_and_said_not_to_run_yet(
+def test_a_model_that_is_divided_keeps_its_layers_on_the_card_and_experts_in_slots(
     model: str, machine: str
 ) -> None:
     made = plan(spec_of(model), machine_of(machine), PlanRequest(), source("torch"))
+    told, layers = made.execution, made.model.layers
 
-    assert len({each.tier for each in made.placements if each.group != "embedding"}) > 1
-    assert any("cannot run this plan yet" in warning for warning in made.warnings)
+    assert len({each.tier for each in made.placements if each.group == "experts"}) > 1
+    assert told.gpu_layers == layers + 1
+    assert 0 < told.card_slots_per_layer < told.slots_per_layer
+    assert told.tensor_overrides == ()
+    assert not any("yet" in warning for warning in made.warnings)
 
 
 def test_a_declared_card_is_run_by_the_cpu_and_not_warned_of() -> None:
@@ -105,7 +109,8 @@ def test_a_declared_card_is_run_by_the_cpu_and_not_warned_of() -> None:
     )
 
     assert any(tier.device == "simulated" for tier in made.machine.tiers)
-    assert not any("cannot run this plan yet" in warning for warning in made.warnings)
+    assert made.execution.gpu_layers
+    assert not made.warnings
 
 
 def test_a_shortened_prompt_is_faster_only_where_it_is_asked_for_and_says_so() -> None:

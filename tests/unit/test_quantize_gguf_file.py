@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,37 @@ def test_a_block_whose_scale_is_not_finite_is_named(tmp_path: Path, kind: str, b
     assert first <= int(caught.value.message.split()[2]) < first + TYPES[kind].block_elements
     with pytest.raises(SourceError, match="is nan"):
         found.blocks(kind, 0, 6)
+
+
+@pytest.mark.parametrize("kind", QUANTIZED)
+def test_blocks_are_refused_where_decoding_finds_what_is_no_number(
+    tmp_path: Path, kind: str
+) -> None:
+    """Each byte of a block in turn has the bits of an exponent that stands for no number, or for
+    one too large; all others are as they come."""
+    whole = TYPES[kind]
+    source = np.random.default_rng(2)
+    blocks = source.integers(0, 64, (4 * whole.block_bytes, whole.block_bytes), dtype=np.uint8)
+    for byte, code in enumerate([0x7C, 0xFC, 0xFF, 0xFE] * whole.block_bytes):
+        blocks[byte, byte // 4] = code
+    blocks[-1] = 0xFF  # A scale may have its bits in several bytes.
+    with np.errstate(invalid="ignore"):
+        found = weight(tmp_path, kind, blocks.tobytes(), (len(blocks), whole.block_elements))
+        verdicts = [
+            (message(found.rows, row), message(lambda a, b: found.blocks(kind, a, b), row))
+            for row in range(len(blocks))
+        ]
+
+    assert all(rows == moved for rows, moved in verdicts)
+    assert any(rows for rows, _ in verdicts)
+
+
+def message(read: Callable[[int, int], Any], row: int) -> str:
+    try:
+        read(row, row + 1)
+    except SourceError as error:
+        return error.message
+    return ""
 
 
 @pytest.mark.parametrize("block", [0, 47, 95])

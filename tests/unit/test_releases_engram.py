@@ -18,7 +18,7 @@ from localrun.formats.header import Header
 from localrun.models.bare import flat
 from localrun.releases import engram
 from localrun.releases.engram import Engram, multipliers, of_file
-from localrun.releases.engram_rows import NativeRows, tables
+from localrun.releases.engram_rows import NativeRows, joined, tables
 from localrun.releases.engram_tokens import normal, token_classes
 from localrun.releases.stored.numbers import e4m3
 from tests.deepseek import base, by_name, convert_opened, gguf_file, opened, write, written
@@ -220,6 +220,22 @@ def test_rows_with_their_scales_behind_them_are_the_same_rows(gguf: Path) -> Non
     assert other.shape == (50, 64)
     assert np.array_equal(other.rows(0, 50), wanted)
     assert np.array_equal(other.rows(0, 50)[:, :32], (e4m3()[codes] * pow2(scales))[:, :32])
+
+
+def test_scales_in_a_tensor_of_their_own_are_read_and_joined_bit_by_bit(gguf: Path) -> None:
+    with gguf_file(gguf) as file:
+        whole = tables(file.weights())[1]
+        assert isinstance(whole, NativeRows)
+        codes, scales = whole.codes(0, 50)
+        wanted, row = whole.rows(0, 50), whole.table.blocks("I8", 0, 50)
+    name = "blk.1.engram_embd"
+    apart = {f"{name}.weight": Bytes(codes), f"{name}_scale.weight": Bytes(scales)}
+    (table,) = tables(apart).values()
+
+    assert np.array_equal(table.rows(0, 50), wanted)
+    one = joined(table)
+    assert (one.shape, one.stored) == ((50, 66), "I8")
+    assert np.array_equal(one.blocks("I8", 7, 50), row[7:])
 
 
 def pow2(scales: Any) -> Any:

@@ -14,7 +14,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, BinaryIO, Final
 
@@ -65,7 +64,7 @@ class Desk:
         work: dict[str, Work] = {
             "tokenize": self._tokenize,
             "pieces": self._pieces,
-            "stats": lambda _: asdict(engine.stats()),
+            "stats": lambda _: fields.stats_fields(engine.stats()),
         }
         while (frame := frames.read_frame(incoming)) is not None:
             match frame["type"]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,10 @@ from typing import Any
 from localrun.engine.client import EngineInfo
 from localrun.engine.options import EngineOptions
 from localrun.engine.process.child import Child
-from localrun.engine.process.fields import ids_field, ids_of, pieces_of
+from localrun.engine.process.fields import ids_field, ids_of, pieces_of, stats_of
 from localrun.engine.request import EmbeddingRequest, GenerationRequest, TokenEvent
 from localrun.engine.runner import RunnerStats
-from localrun.errors import ContextLengthError, EngineCrashedError, EngineError
+from localrun.errors import ContextLengthError, EngineCrashedError, EngineError, LocalrunError
 from localrun.plan.plan import Plan
 
 LOAD_TIMEOUT_S = 900.0
@@ -28,6 +29,9 @@ HANG_TIMEOUT_S = 300.0
 # After so many crashes in a row a restart waits, twice as long each time.
 FREE_RESTARTS = 3
 LONGEST_PAUSE_S = 60.0
+# An engine answers at once, whatever it computes; one that does not is about to be ended.
+LAST_WORDS_S = 2.0
+Closing = Callable[[RunnerStats], Awaitable[None]]
 
 
 class EngineProcess:
@@ -43,6 +47,7 @@ class EngineProcess:
         load_timeout_s: float = LOAD_TIMEOUT_S,
         hang_timeout_s: float = HANG_TIMEOUT_S,
         log: Path | None = None,
+        closing: Closing | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._plan = plan
@@ -52,6 +57,7 @@ class EngineProcess:
         self._load_timeout_s = load_timeout_s
         self._hang_timeout_s = hang_timeout_s
         self._log = log
+        self._closing = closing
         self._clock = clock
         self._child: Child | None = None
         self._dead: Child | None = None
@@ -72,12 +78,14 @@ class EngineProcess:
         load_timeout_s: float = LOAD_TIMEOUT_S,
         hang_timeout_s: float = HANG_TIMEOUT_S,
         log: Path | None = None,
+        closing: Closing | None = None,
     ) -> EngineProcess:
         """Spawn a child and load the plan's model in it.
 
         loader: ``module:function`` that takes the Plan and returns a ModelRunner.
         hang_timeout_s: an engine that has work and makes no step for so long is ended.
         log: the child's standard output and error are appended here; None discards them.
+        closing: given the last counters of a child that is closed while it lives.
 
         Raises:
             LocalrunError: what the loader raised, by its own class.
@@ -92,6 +100,7 @@ class EngineProcess:
             load_timeout_s=load_timeout_s,
             hang_timeout_s=hang_timeout_s,
             log=log,
+            closing=closing,
         )
         await engine._running()
         return engine
@@ -130,7 +139,7 @@ class EngineProcess:
         Raises:
             EngineCrashedError: the engine's process ended.
         """
-        return RunnerStats(**await self._ask("stats"))
+        return stats_of(await self._ask("stats"))
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent]:
         """Stream one generation. Closing the iterator early cancels it within one step.
@@ -177,8 +186,20 @@ class EngineProcess:
         async with self._starting:
             child, self._child = self._child, None
             if child is not None:
-                await child.close()
+                try:
+                    await self._told(child)
+                finally:
+                    await child.close()
             await self._buried()
+
+    async def _told(self, child: Child) -> None:
+        """A child that is stuck is not asked twice, and one that has crashed not started again."""
+        if self._closing is None or not child.alive:
+            return
+        with suppress(LocalrunError, TimeoutError):
+            async with asyncio.timeout(LAST_WORDS_S):
+                stats = stats_of(await child.ask("stats"))
+            await self._closing(stats)
 
     async def _ask(self, kind: str, **fields: Any) -> Any:
         child = await self._running()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from array import array
 from base64 import b64decode, b64encode
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from localrun.engine.request import (
     TokenEvent,
     TokenLogprob,
 )
-from localrun.engine.runner import FillInMiddle
+from localrun.engine.runner import ExpertUse, FillInMiddle, RunnerStats
 from localrun.errors import RequestError
 from localrun.plan.plan import Plan
 
@@ -211,6 +211,25 @@ def info_fields(info: EngineInfo) -> Fields:
 def info_of(fields: Fields) -> EngineInfo:
     fim = fields["fim"]
     return EngineInfo(**(fields | {"fim": fim and FillInMiddle(**fim)}))
+
+
+def stats_fields(stats: RunnerStats) -> Fields:
+    # asdict would copy the picks one by one: 61 layers of 384 experts have 23,424 of them.
+    picks = {
+        layer: b64encode(array("Q", counts)).decode("ascii")
+        for layer, counts in stats.picks.items()
+    }
+    return asdict(replace(stats, picks={})) | {"picks": picks}
+
+
+def stats_of(fields: Fields) -> RunnerStats:
+    own = {
+        "experts": {tier: ExpertUse(**use) for tier, use in fields["experts"].items()},
+        # JSON makes texts of all keys.
+        "picks": {int(at): tuple(_numbers("Q", counts)) for at, counts in fields["picks"].items()},
+        "notes": tuple(fields["notes"]),
+    }
+    return RunnerStats(**(fields | own))
 
 
 def pieces_field(pieces: Sequence[bytes]) -> list[str]:

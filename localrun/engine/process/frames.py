@@ -28,6 +28,7 @@ _ERROR_FIELDS = {
     "HeaderError": ("field", "offset", "problem", "file"),
     "DoesNotFitError": ("shortfall",),
     "DiskFullError": ("place", "needed_bytes"),
+    "DiskReadError": ("file", "offset", "problem", "tensor"),
     "OutOfMemoryError": ("tier", "needed_bytes", "held_bytes"),
 }
 
