@@ -33,9 +33,9 @@ def base(arch: str, **changes: Any) -> dict[str, Any]:
     return config | changes
 
 
-def write(folder: Path, config: Mapping[str, Any]) -> Path:
+def write(folder: Path, config: Mapping[str, Any], seed: int = 0) -> Path:
     """A checkpoint of ``config`` in its release's format."""
-    _bench("synthetic_checkpoint").write(folder, dict(config), 0, False)
+    _bench("synthetic_checkpoint").write(folder, dict(config), seed, False)
     return folder
 
 

@@ -110,7 +110,12 @@ def load(plan: Plan) -> ModelRunner:
     if gpu:
         held = [budget for budget in plan.budgets if budget.tier == "unified"]
         limit_memory(sum(each.total for each in held), sum(each.compute for each in held))
-    return MlxRunner(read_checkpoint(plan.files, float32=not gpu), execution)
+    checkpoint = read_checkpoint(plan.files, execution, float32=not gpu)
+    try:
+        return MlxRunner(checkpoint, execution)
+    except BaseException:
+        checkpoint.close()
+        raise
 
 
 def calibrate(seconds: float, say: Callable[[str], None]) -> Mapping[str, DeviceFigures]:

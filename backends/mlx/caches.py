@@ -62,6 +62,18 @@ def cut(caches: Sequence[Any], count: int) -> bool:
     return True
 
 
+def evened(caches: Sequence[Any], length: int) -> bool:
+    """Take back what each cache holds behind ``length`` tokens, however much that is; False where
+    one does not say how many it has, or cannot be cut."""
+    if not all(
+        _cuts(cache) and isinstance(getattr(cache, "offset", None), int) for cache in caches
+    ):
+        return False
+    for cache in caches:
+        cache.trim(max(0, cache.offset - length))
+    return True
+
+
 def cuts_anywhere(caches: Sequence[Any]) -> bool:
     """Whether no cache of the kind ever forgets: then any number of tokens can be taken back."""
     return all(_grows_only(cache) for cache in caches)

@@ -1,23 +1,31 @@
-"""Knows no sequences: a checkpoint's files → a model of mlx-lm with its weights in memory."""
+"""Knows no sequences: a checkpoint's files → a model of mlx-lm with the weights that its plan keeps
+in memory."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Final, cast
 
 import mlx.core as mx
 from mlx.nn.layers import quantized
 from mlx.utils import tree_flatten
 
+from localrun.backends.mlx import deepseek_v41
 from localrun.backends.mlx.architectures import MODULES
-from localrun.backends.mlx.library import model_module
+from localrun.backends.mlx.engram import Hashes, Rows
+from localrun.backends.mlx.library import model_module, own_module
+from localrun.backends.mlx.on_disk import OnDisk
+from localrun.engine.runner import ForwardAborted
 from localrun.errors import EngineError
 from localrun.formats.read import read_header
 from localrun.formats.reader import FileSource
 from localrun.formats.strict_json import read_config
 from localrun.formats.text import shown
+from localrun.plan.plan import Execution
 
 CONFIG: Final = "config.json"
 _CONVERT: Final = "make one that mlx reads: `localrun quantize SRC OUT --type mlx-8bit`"
@@ -29,46 +37,102 @@ _BYTE_SCALES: Final = {(4, 32): "mxfp4", (4, 16): "nvfp4", (8, 32): "mxfp8"}
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A model with its weights in memory; ``nbytes`` is what they take."""
+    """A model; ``nbytes`` is what its weights take of memory, tables too. Whoever sets ``asked``
+    ends the wait for a disk. ``files`` are open where something is read while the model runs."""
 
     model: Any
     config: Mapping[str, Any]
     directory: Path
     nbytes: int
+    asked: threading.Event
+    files: OnDisk | None = None
+
+    @property
+    def interruptible(self) -> bool:
+        """Whether a step may end in its middle."""
+        return self.files is not None and self.files.reader is not None
+
+    def close(self) -> None:
+        """Again does nothing."""
+        if self.files is not None:
+            self.files.close()
 
 
-def read_checkpoint(files: Sequence[str], *, float32: bool) -> Checkpoint:
+def read_checkpoint(files: Sequence[str], execution: Execution, *, float32: bool) -> Checkpoint:
     """The model of ``files``, safetensors of one directory with its config.json.
 
     ``float32`` computes in 32 bits: what is not a matrix becomes float32, and mlx then promotes
-    what it is multiplied with. Matrices keep their type in memory.
+    what it is multiplied with. Matrices keep their type in memory, and caches are not rounded.
 
     Raises:
         HeaderError: a file is torn, or its header or the configuration is malformed.
-        EngineError: mlx-lm has no such model, or the tensors are not its own.
+        EngineError: mlx-lm has no such model, the tensors are not its own, or they do not stream
+            as the plan says.
+        DiskReadError: a file cannot be opened for direct reads.
     """
     read_header([Path(file) for file in files])
     directory = Path(files[0]).parent
     config = _config(directory)
-    model = _empty(config)
+    asked = threading.Event()
+
+    def check() -> None:
+        if asked.is_set():
+            raise ForwardAborted
+
+    apart = execution.streams or _has_tables(config)
+    open_files = OnDisk(files, execution, check) if apart else None
+    try:
+        model, held = _built(files, config, execution, open_files, float32=float32)
+    except BaseException:
+        if open_files is not None:
+            open_files.close()
+        raise
+    return Checkpoint(model, config, directory, held, asked, open_files)
+
+
+def _built(
+    files: Sequence[str],
+    config: Mapping[str, Any],
+    execution: Execution,
+    open_files: OnDisk | None,
+    *,
+    float32: bool,
+) -> tuple[Any, int]:
+    """The model with its weights, and the bytes that they take."""
+    ours = _kind(config) in deepseek_v41.NAMES
+    engram = (
+        open_files.engram() if open_files and ours and deepseek_v41.has_tables(config) else None
+    )
+    module, model = _empty(config, float32=float32)
     try:
         weights = _weights(files)
+        held = deepseek_v41.taken(weights, engram) if engram else {}
+        stacks = open_files.stacks(model, weights) if open_files and execution.streams else {}
         if hasattr(model, "sanitize"):
             weights = model.sanitize(weights)
+        weights |= stacks
         _pack(model, weights)
         model.eval()
         model.load_weights(list(weights.items()), strict=True)
         if float32:
             _widen(model)
+            if _kind(config) in deepseek_v41.NAMES:
+                deepseek_v41.widen(model)
         mx.eval(model)
+        if stacks and open_files:
+            open_files.stream(model)
+        if engram and open_files:
+            rows = Rows(Hashes(engram), open_files.tables)
+            model = deepseek_v41.joined(model, module, held, engram, rows, _pack)
+            mx.eval(model)
     except (ValueError, KeyError, TypeError, RuntimeError, IndexError, AttributeError) as error:
         raise EngineError(
-            f"{directory}: its tensors are not those of a {_model_type(config)!r} in mlx-lm: "
-            f"{_first_line(error)}",
+            f"{Path(files[0]).parent}: its tensors are not those of a {_model_type(config)!r} in "
+            f"mlx-lm: {_first_line(error)}",
             hint=_CONVERT,
         ) from error
-    held = sum(array.nbytes for array in _parameters(model).values())
-    return Checkpoint(model, config, directory, held)
+    memory = sum(array.nbytes for array in _parameters(model).values())
+    return model, memory + (open_files.table_bytes if open_files else 0)
 
 
 def _parameters(model: Any) -> dict[str, mx.array]:
@@ -94,21 +158,35 @@ def _config(directory: Path) -> dict[str, Any]:
     return config
 
 
+def _kind(config: Mapping[str, Any]) -> str:
+    return str(config.get("model_type"))
+
+
+def _has_tables(config: Mapping[str, Any]) -> bool:
+    return _kind(config) in deepseek_v41.NAMES and deepseek_v41.has_tables(config)
+
+
 def _model_type(config: Mapping[str, Any]) -> str:
-    return shown(str(config.get("model_type")))
+    return shown(_kind(config))
 
 
-def _empty(config: Mapping[str, Any]) -> Any:
-    """The model with no weights yet. The module's name is one of a list, never the file's."""
-    module_name = MODULES.get(str(config.get("model_type")))
+def _empty(config: Mapping[str, Any], *, float32: bool) -> tuple[ModuleType, Any]:
+    """The module and its model with no weights yet. The module's name is one of a list, never the
+    file's."""
+    module_name = MODULES.get(_kind(config))
     if module_name is None:
         raise EngineError(
             f"mlx-lm has no model of type {_model_type(config)!r}",
             hint="another conversion of the model may be supported: look for its GGUF",
         )
-    module = model_module(module_name)
+    wanted = dict(config)
+    if _kind(config) in deepseek_v41.NAMES:
+        wanted, module = deepseek_v41.without_tables(config), own_module(module_name)
+        deepseek_v41.changed(module, float32=float32)
+    else:
+        module = model_module(module_name)
     try:
-        return module.Model(module.ModelArgs.from_dict(dict(config)))
+        return module, module.Model(module.ModelArgs.from_dict(wanted))
     except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise EngineError(
             f"{CONFIG}: no {_model_type(config)!r} can be built of it: {_first_line(error)}",

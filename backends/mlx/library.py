@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec
 from types import ModuleType
 from typing import Any, Final
 
@@ -69,6 +69,22 @@ def model_module(name: str) -> ModuleType:
             raise EngineError(
                 f"mlx-lm {_version_of('mlx-lm')} does not load its model {name!r}: {error}"
             ) from error
+
+
+def own_module(name: str) -> ModuleType:
+    """Another copy of the same, for whoever changes some of its functions.
+
+    Raises:
+        EngineError: as ``model_module``.
+    """
+    model_module(name)
+    with _models():
+        found = find_spec(f"{_PACKAGE}.models.{name}")
+        assert found is not None  # It was imported just now.
+        assert found.loader is not None
+        made = module_from_spec(found)
+        found.loader.exec_module(made)
+    return made
 
 
 def make_cache(model: Any) -> list[Any]:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, Final
 
 import mlx.core as mx
@@ -27,7 +28,7 @@ from localrun.engine.runner import (
     SequenceId,
     Vocabulary,
 )
-from localrun.errors import EngineError, OutOfMemoryError
+from localrun.errors import DiskReadError, EngineError, LocalrunError, OutOfMemoryError
 from localrun.plan.plan import Execution
 
 # Live ones and prefixes that are parked; an idle one costs its tokens' cells and nothing more.
@@ -49,11 +50,17 @@ class MlxRunner:
 
     def __init__(self, checkpoint: Checkpoint, execution: Execution) -> None:
         self._model: Any | None = checkpoint.model
+        self._files = checkpoint.files
+        self._interruptible = checkpoint.interruptible
+        self._expects = hasattr(checkpoint.model, "expect")
         self._weights = checkpoint.nbytes
         self._tier = "unified" if execution.gpu_layers else "ram"
         self._device = mx.gpu if execution.gpu_layers and metal() else mx.cpu
         self._chunk = _DEVICE_CHUNK if self._device == mx.gpu else _HOST_CHUNK
-        self._asked = threading.Event()
+        if execution.streams:
+            # A chunk reads each expert that it chooses once, and looks at ``abort`` in each layer.
+            self._chunk = execution.ubatch
+        self._asked = checkpoint.asked
         self._running = threading.Lock()
         self._armed = False
         self._text_lock = threading.Lock()
@@ -64,6 +71,8 @@ class MlxRunner:
         self._held = Sequences(lambda: make_cache(self._open()), limit=limit, cells=cells)
         tried = make_cache(checkpoint.model)
         self._width, per_token = self._try(tried)
+        if self._files is not None:
+            self._files.forget()
         self._exact = cuts_anywhere(tried)
         self._texts = Texts.of_directory(checkpoint.directory, checkpoint.config, self._width)
         self.capabilities = Capabilities(
@@ -144,7 +153,8 @@ class MlxRunner:
         self._check(batch, timelines)
         start = time.perf_counter()
         rows: list[mx.array] = []
-        with self._step(timelines, keep=any(len(item.tokens) > 1 for item in batch)):
+        several = any(len(item.tokens) > 1 for item in batch)
+        with self._step(timelines, keep=several or self._interruptible):
             for item, timeline in zip(batch, timelines, strict=True):
                 rows.extend(self._append(timeline, item))
             made = _rows(rows, self._width)
@@ -159,9 +169,12 @@ class MlxRunner:
         Nobody computes the logits of a position that is not asked for: mlx is lazy, and the last
         token of a prompt goes alone.
         """
-        for tokens, wanted in _pieces(item, self._chunk):
+        pieces = [*_pieces(item, self._chunk), ((), False)]
+        for (tokens, wanted), (following, _) in pairwise(pieces):
             if self._asked.is_set():
                 raise ForwardAborted
+            if self._expects:
+                self._open().expect(following)
             logits = self._model_call(tokens, timeline.caches)
             timeline.tokens += len(tokens)
             if wanted:
@@ -186,11 +199,11 @@ class MlxRunner:
         try:
             with self._computing():
                 yield
-        except ForwardAborted:
+        except (ForwardAborted, DiskReadError):
             for at, each in enumerate(timelines):
                 self._take_back(each, before[at], None if kept is None else kept[at])
             raise
-        except EngineError:
+        except LocalrunError:
             for each in timelines:
                 self._held.empty(each)
             raise
@@ -198,13 +211,14 @@ class MlxRunner:
             self._disarm()
 
     def _take_back(self, timeline: Timeline, length: int, kept: list[Any] | None) -> None:
-        if timeline.tokens == length:
-            return
+        """Where a step may end within a layer, some caches are longer than others."""
         if kept is not None:
             timeline.caches, timeline.tokens = kept, length
-        elif self._exact:
+        elif self._interruptible:
+            self._held.even(timeline, length)
+        elif timeline.tokens != length and self._exact:
             self._held.cut(timeline, length)
-        else:
+        elif timeline.tokens != length:
             self._held.empty(timeline)
 
     @contextmanager
@@ -253,17 +267,23 @@ class MlxRunner:
         self._open()
 
     def stats(self) -> RunnerStats:
-        """Weights are taken as read once a step, which is so for dense models."""
-        kv = self._held.nbytes
-        total = max(int(mx.get_active_memory()), self._weights + kv)
+        """Weights in memory are taken as read once a step, but for experts that are kept singly:
+        those by pick."""
+        kv, own = self._held.nbytes, int(mx.get_active_memory())
+        if self._files is not None:
+            own += self._files.table_bytes + self._files.staging_bytes
+        total = max(own, self._weights + kv)
         parts = {"weights": self._weights, "kv": kv, "compute": total - self._weights - kv}
-        return RunnerStats(
+        told = RunnerStats(
             memory_bytes={self._tier: total},
             bytes_read={self._tier: self._weights * self._steps},
             tokens=self._tokens,
             memory_parts={self._tier: parts},
             forward_s=self._forward_s,
         )
+        if self._files is None:
+            return told
+        return self._files.measured(told, self._tier, self._steps)
 
     def close(self) -> None:
         """Give the memory back. Again does nothing; any other call then raises."""
@@ -272,6 +292,8 @@ class MlxRunner:
                 self._model = None
                 self._held.clear()
                 self._weights = 0
+                if self._files is not None:
+                    self._files.close()
                 mx.clear_cache()
 
     def _open(self) -> Any:

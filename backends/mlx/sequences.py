@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 
 from localrun.backends.mlx import states
-from localrun.backends.mlx.caches import arrays, copied, cut
+from localrun.backends.mlx.caches import arrays, copied, cut, evened
 from localrun.engine.runner import SequenceId
 from localrun.errors import EngineError
 
@@ -85,6 +85,13 @@ class Sequences:
             found.caches, found.tokens = self._make(), 0
         else:
             found.tokens = length
+
+    def even(self, found: Timeline, length: int) -> None:
+        """After a step that ended within a layer: as it was before, or emptied."""
+        if evened(found.caches, length):
+            found.tokens = length
+        else:
+            found.caches, found.tokens = self._make(), 0
 
     def empty(self, found: Timeline) -> None:
         """After a step of which nobody knows what it left."""
