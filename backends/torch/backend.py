@@ -17,6 +17,7 @@ from localrun.backends.report import BackendReport, Device
 from localrun.backends.torch.architectures import FROM_GGUF, MODULES
 from localrun.errors import BackendMissingError, EngineError, ModelNotFoundError
 from localrun.formats.header import Format
+from localrun.hardware.machine import HostFigures
 from localrun.hardware.measurements import DeviceFigures
 from localrun.models.spec import ModelSpec
 from localrun.plan.plan import Execution, KvType, Plan
@@ -30,11 +31,9 @@ NAME: Final = "torch"
 VERSION: Final = "2.13.0"
 _NEEDED: Final = ("torch", "tokenizers")
 _KV_TYPES: Final[frozenset[KvType]] = frozenset({"f16", "bf16", "f32", "native"})
-_TABLES: Final = ("", "ram", "disk")
+_TABLES: Final = ("", "ram", "disk", "vram")
 _SIMULATED: Final = "simulated"
 _BROKEN: Final = (ImportError, OSError, RuntimeError, AttributeError)
-# What a step looks up single rows of need not lie where it computes.
-_LOOKED_UP: Final = frozenset({"embedding", "engram", "draft", "vision"})
 
 
 def install_command(gpu: str = "cpu", *, rebuild: bool = False) -> str:
@@ -98,7 +97,9 @@ def load(plan: Plan) -> ModelRunner:
             )
     _require_library()
     _executable(plan)
-    from localrun.backends.torch.loading import read_model
+    import torch
+
+    from localrun.backends.torch.loading import Singly, read_model
     from localrun.backends.torch.model import Setup
     from localrun.backends.torch.numerics import numerics
     from localrun.backends.torch.runner import TorchRunner
@@ -114,10 +115,19 @@ def load(plan: Plan) -> ModelRunner:
         threads=told.threads if device.type == "cpu" else 0,
         engram=told.engram or "ram",
         approximate_prefill=told.approximate_prefill,
+        cache_device=None if told.kv_on_device else torch.device("cpu"),
+        hot_rows=told.engram_cache_bytes,
+        scales_in_memory=told.engram_scales,
+        check_rows=settings().check_rows,
     )
-    loaded = read_model(plan.files, setup)
+    singly = None
+    if told.streams or (told.slots_per_layer and device.type != "cpu"):
+        singly = Singly(
+            told.slots_per_layer, told.card_slots_per_layer, told.staging_bytes, told.mirrors
+        )
+    loaded = read_model(plan.files, setup, singly)
     try:
-        return TorchRunner(loaded, told, check_numbers=settings().check_numbers)
+        return TorchRunner(loaded, plan, check_numbers=settings().check_numbers)
     except BaseException:
         loaded.close()
         raise
@@ -135,11 +145,23 @@ def calibrate(seconds: float, say: Callable[[str], None]) -> Mapping[str, Device
     return measure(seconds, say)
 
 
-def _executable(plan: Plan) -> None:
-    """Hold that all that is computed with lies in one memory.
+def calibrate_host(seconds: float, threads: int, say: Callable[[str], None]) -> HostFigures:
+    """What torch takes on the CPU beside libggml's products.
 
     Raises:
-        EngineError: weights stream from disk or are divided, rows are kept in an unknown type or
+        BackendMissingError: torch is absent or does not load.
+    """
+    _require_library()
+    from localrun.backends.torch.calibrate_host import measure_host
+
+    return measure_host(seconds, threads, say)
+
+
+def _executable(plan: Plan) -> None:
+    """Hold that all layers are computed by one device.
+
+    Raises:
+        EngineError: a card and the host would share the layers, rows are kept in an unknown type or
             tables in an unknown place.
     """
     told = plan.execution
@@ -154,18 +176,12 @@ def _executable(plan: Plan) -> None:
             f"{' or '.join(filter(None, _TABLES))}",
             hint="plan again",
         )
-    read = {each.tier for each in plan.placements if each.group not in _LOOKED_UP}
-    if "disk" in read:
+    layers = plan.model.layers
+    if 0 < told.gpu_layers <= layers and not _simulated(plan):
         raise EngineError(
-            f"{plan.ref}: this plan reads experts from disk while it runs, and this version of "
-            "the torch backend keeps them in memory",
-            hint="it runs on a machine whose memory holds all experts",
-        )
-    if len(read) > 1 and not _simulated(plan):
-        raise EngineError(
-            f"{plan.ref}: this plan divides the model between {' and '.join(sorted(read))}, and "
-            "this version of the torch backend computes from one memory",
-            hint="--vram 0 computes it on the CPU",
+            f"{plan.ref}: this plan computes {told.gpu_layers} of {layers} layers and the head on "
+            "a card, the others on the host: the torch backend has all layers on one of them",
+            hint="plan again; --vram 0 computes everything on the CPU",
         )
 
 

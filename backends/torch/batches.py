@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from localrun.backends.torch.caches.cache import Cache
+from localrun.backends.torch.clock import Mark, unmeasured
 from localrun.backends.torch.model import Span, Step
 from localrun.backends.torch.sequences import Timeline
 from localrun.engine.runner import BatchItem
@@ -37,7 +38,9 @@ class Laid:
     def count(self) -> int:
         return sum(len(part.tokens) for part in self.parts)
 
-    def step(self, device: torch.device, watch: Callable[[int, Tensor], None]) -> Step:
+    def step(
+        self, device: torch.device, watch: Callable[[int, Tensor], None], mark: Mark = unmeasured
+    ) -> Step:
         tokens = [token for part in self.parts for token in part.tokens]
         positions = [
             part.cache.tokens + at for part in self.parts for at in range(len(part.tokens))
@@ -48,6 +51,7 @@ class Laid:
             tuple(self._spans()),
             _int64(self.wanted, device),
             watch,
+            mark,
         )
 
     def _spans(self) -> Iterator[Span]:

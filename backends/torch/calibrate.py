@@ -1,4 +1,4 @@
-"""Knows no plan: how fast CUDA cards multiply by weights of 16 and 32 bits.
+"""Knows no plan and no CPU: how fast CUDA cards multiply by weights of 16 and 32 bits.
 
 Weights are arbitrary, in several matrices that are read one after the other: together more than a
 card's caches hold. Types are called as a safetensors header calls them.

@@ -40,13 +40,18 @@ class Stopwatch:
 
     def __init__(self, device: torch.device) -> None:
         self._waits: Final = device.type == "cuda"
-        self._seconds: dict[str, float] = {}
+        self._seconds: dict[Term, float] = {}
         self._last = 0.0
         self.restart()
 
     @property
-    def seconds(self) -> Mapping[str, float]:
+    def seconds(self) -> Mapping[Term, float]:
         return dict(self._seconds)
+
+    def take(self) -> Mapping[Term, float]:
+        """Seconds by term since the last ``take`` or ``restart``; counting goes on."""
+        taken, self._seconds = self._seconds, {}
+        return taken
 
     def restart(self) -> None:
         """Call it right before a step: what passed since the last mark belongs to no term."""

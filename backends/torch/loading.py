@@ -1,4 +1,7 @@
-"""Knows no sequence: a plan's files → a model with its weights where they are computed."""
+"""Knows no sequence: a plan's files → a model with its weights where they are computed.
+
+Experts that are kept singly stay in their files until somebody picks them; so do tables on disk.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,17 @@ import torch
 
 from localrun.backends.texts import Texts
 from localrun.backends.torch.architectures import architecture
-from localrun.backends.torch.library import failures
+from localrun.backends.torch.interrupt import Interrupt
+from localrun.backends.torch.library import failures, give_back_memory, keep_freed_memory
 from localrun.backends.torch.matrices.kernels import Kernels
 from localrun.backends.torch.model import Model, Setup
 from localrun.backends.torch.tensors import Tensors
+from localrun.backends.torch.tiers.store import ExpertStore
+from localrun.disk.opening import open_reader
+from localrun.disk.staged import Stage
 from localrun.errors import HeaderError
 from localrun.formats.header import Format
+from localrun.hardware.pressure import Pressure
 from localrun.models.bare import flat
 from localrun.ref import PathRef
 from localrun.releases.checkpoint import Checkpoint
@@ -29,24 +37,46 @@ _SAFETENSORS: Final = ".safetensors"
 
 
 @dataclass(frozen=True, slots=True)
+class Singly:
+    """Experts that are kept singly: ``slots`` of each layer, ``card_slots`` of them on the device,
+    others read into ``staging_bytes`` on their way. ``mirrors`` are directories with copies of the
+    files."""
+
+    slots: int
+    card_slots: int = 0
+    staging_bytes: int = 0
+    mirrors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model, its tokenizer, the threads of its products, and its files, held open as long as rows
-    are read from them."""
+    """A model, its tokenizer, what ends a step of it, the threads of its products, and its files,
+    held open as long as rows and experts are read from them."""
 
     model: Model
     texts: Texts
     setup: Setup
+    interrupt: Interrupt
     kernels: Kernels
     source: Source
 
     def close(self) -> None:
         """Give everything back. Again does nothing."""
         self.model.close()
+        _close(self.setup)
         self.kernels.close()
         self.source.close()
+        give_back_memory()
 
 
-def read_model(paths: tuple[str, ...], setup: Setup) -> Loaded:
+def _close(setup: Setup) -> None:
+    if setup.experts is not None:
+        setup.experts.close()
+    if setup.reader is not None:
+        setup.reader.close()
+
+
+def read_model(paths: tuple[str, ...], setup: Setup, singly: Singly | None = None) -> Loaded:
     """The model of ``paths``, shards in order, with its config and tokenizer.
 
     Raises:
@@ -55,10 +85,13 @@ def read_model(paths: tuple[str, ...], setup: Setup) -> Loaded:
         UsageError: no such model here. SourceError: a weight that is no number.
         OutOfMemoryError, EngineError: torch's.
     """
-    source = open_source(files_of(paths))
+    if setup.device.type == "cpu":
+        keep_freed_memory()
+    stage = Stage()
+    source = open_source(files_of(paths), stage=stage)
     try:
         with torch.no_grad(), failures(setup.device, "the load"):
-            return _built(source, setup, Kernels(setup.threads))
+            return _built(source, setup, singly, stage)
     except HeaderError as error:
         source.close()
         raise (error if error.file else error.in_file(str(source.folder))) from None
@@ -67,21 +100,47 @@ def read_model(paths: tuple[str, ...], setup: Setup) -> Loaded:
         raise
 
 
-def _built(source: Source, setup: Setup, kernels: Kernels) -> Loaded:
+def _built(source: Source, setup: Setup, singly: Singly | None, stage: Stage) -> Loaded:
     weights = weights_of(source) if isinstance(source, Checkpoint) else {}
     release = release_of(source, weights)
     config = flat(release.config)
     kind = config.text("model_type")
     if kind is None:
         raise config.absent("model_type")
+    interrupt, kernels = Interrupt(), Kernels(setup.threads)
     with ExitStack() as undo:
         undo.callback(kernels.close)
-        tensors = Tensors(release, replace(setup, kernels=kernels))
+        setup = replace(setup, kernels=kernels, interrupt=interrupt)
+        if singly is not None or setup.engram == "disk":
+            setup = _reading(source, setup, singly, stage)
+        undo.callback(_close, setup)
+        tensors = Tensors(release, setup)
         undo.callback(tensors.close)
         model = architecture(kind).build(config, tensors)
         texts = Texts(release.beside, config.values, model.vocabulary, str(source.folder))
         undo.pop_all()
-    return Loaded(model, texts, setup, kernels, source)
+    if setup.reader is not None:
+        # What streams needs the memory that copies of what was loaded would take.
+        source.forget()
+    return Loaded(model, texts, setup, interrupt, kernels, source)
+
+
+def _reading(source: Source, setup: Setup, singly: Singly | None, stage: Stage) -> Setup:
+    """With what reads from disk while the model runs."""
+    mirrors = tuple(map(Path, singly.mirrors)) if singly else ()
+    reader = open_reader(source.paths, mirrors=mirrors)
+    store = None
+    if singly is not None:
+        store = ExpertStore(
+            reader,
+            stage,
+            slots=singly.slots,
+            card_slots=singly.card_slots,
+            staging_bytes=singly.staging_bytes,
+            interrupt=setup.interrupt,
+            pressure=Pressure().sample,
+        )
+    return replace(setup, reader=reader, experts=store)
 
 
 def files_of(paths: tuple[str, ...]) -> ModelFiles:

@@ -32,12 +32,15 @@ def uninterrupted() -> None:
 class Setup:
     """What a model is built for. ``capacity`` is most tokens of a sequence; ``kv`` how rows are
     kept where ``numerics`` leaves it open; ``threads`` are of libggml's products, 0 where none are
-    used (any device but a CPU). ``engram`` is where tables lie: ``ram`` or ``disk``.
+    used (any device but a CPU). ``engram`` is where tables lie: ``ram``, ``disk``,
+    or ``vram`` for ``device``. Of those on disk ``hot_rows`` bytes are kept of what was looked up,
+    and all scales where ``scales_in_memory`` says so; ``check_rows`` holds each row that is looked
+    up, wherever it lies, against a plain computation and the file.
     ``approximate_prefill`` runs layers that keep nothing but windows on the end of a prompt only:
     its logits, and all after them, are not exactly the model's.
     ``kernels`` belong to whoever made them; without them matrices make their own of ``threads``.
-    ``reader`` reads rows of tables that lie on disk, ahead of need. ``experts`` keeps routed experts
-    in slots; without it each layer holds all of its own. ``cache_device`` is where rows of
+    ``reader`` reads rows of tables that lie on disk, ahead of need. ``experts`` keeps routed
+    experts in slots; without it each layer holds all of its own. ``cache_device`` is where rows of
     sequences lie, where that is not ``device``. Whoever waits for a disk calls ``interrupt`` ten
     times a second: it raises where the step is to end."""
 
@@ -53,6 +56,9 @@ class Setup:
     experts: ExpertStore | None = None
     cache_device: torch.device | None = None
     interrupt: Callable[[], None] = uninterrupted
+    hot_rows: int = 0
+    scales_in_memory: bool = False
+    check_rows: bool = False
 
     @property
     def home(self) -> torch.device:
@@ -94,6 +100,34 @@ class Step:
     mark: Mark = field(default=unmeasured)
 
 
+@dataclass(frozen=True, slots=True)
+class LayerBytes:
+    """A layer's weights in memory: ``dense`` ones that every token reads, its ``experts``, what one
+    token reads of them (``picked``), and its ``table`` of n-grams."""
+
+    dense: int
+    experts: int = 0
+    picked: int = 0
+    table: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TableUse:
+    """Of n-gram tables since the load: ``rows`` that were asked for, ``distinct`` of them in a step
+    that were read in ``reads`` of ``bytes`` in all, ``hits`` that a cache had, and the ``seconds``
+    that steps waited."""
+
+    rows: int = 0
+    distinct: int = 0
+    hits: int = 0
+    reads: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+
+
+NO_TABLES = TableUse()
+
+
 class Model(Protocol):
     """One architecture with its weights.
 
@@ -115,6 +149,19 @@ class Model(Protocol):
     def read_bytes(self) -> int:
         """Of weights that a step of one token reads: of experts only those it picks."""
         ...
+
+    @property
+    def layer_bytes(self) -> tuple[LayerBytes, ...]:
+        """Of each layer, in order."""
+        ...
+
+    @property
+    def head_bytes(self) -> int:
+        """Of what gives logits, where it is no part of the embedding."""
+        ...
+
+    @property
+    def table_use(self) -> TableUse: ...
 
     def new_cache(self) -> Cache: ...
 

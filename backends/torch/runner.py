@@ -18,15 +18,16 @@ from localrun.backends.torch.caches.cache import Cache
 from localrun.backends.torch.caches.formats import row_bytes
 from localrun.backends.torch.caches.ring import Ring
 from localrun.backends.torch.caches.rows import Rows
-from localrun.backends.torch.library import failures, tier, version
+from localrun.backends.torch.held import Held
+from localrun.backends.torch.library import failures, version
 from localrun.backends.torch.loading import Loaded
 from localrun.backends.torch.logits import handle
 from localrun.backends.torch.sequences import Sequences, Timeline
 from localrun.backends.torch.threads import share_threads
+from localrun.backends.torch.times import Tiers, Times
 from localrun.engine.runner import (
     BatchItem,
     Capabilities,
-    ForwardAborted,
     Logits,
     RunnerStats,
     SequenceId,
@@ -34,7 +35,7 @@ from localrun.engine.runner import (
 )
 from localrun.errors import EngineError, SourceError
 from localrun.hardware.memory import resident
-from localrun.plan.plan import Execution
+from localrun.plan.plan import Plan
 
 # Live ones and prefixes that are parked: in the host's memory an idle one takes what its tokens
 # wrote, a card gives each of them its whole context.
@@ -48,20 +49,18 @@ class TorchRunner:
     looks at what every layer gives, and names the first one that gives what is no number.
     """
 
-    def __init__(
-        self, loaded: Loaded, execution: Execution, *, check_numbers: bool = False
-    ) -> None:
+    def __init__(self, loaded: Loaded, plan: Plan, *, check_numbers: bool = False) -> None:
+        execution = plan.execution
         self._loaded: Loaded | None = loaded
         self._device = loaded.setup.device
         self._numerics = loaded.setup.numerics.name
         self._kv = execution.kv_type
         self._check_numbers = check_numbers
-        self._weights = loaded.model.nbytes
-        self._read = loaded.model.read_bytes
+        self._interrupt = loaded.interrupt
+        tiers = Tiers.of(execution, len(loaded.model.layer_bytes))
+        self._weights = Held.of(loaded, execution, tiers)
+        self._times = Times(tiers, self._device)
         self._before = resident()
-        self._asked = threading.Event()
-        self._running = threading.Lock()
-        self._armed = False
         self._text_lock = threading.Lock()
         self._steps = self._tokens = 0
         self._forward_s = 0.0
@@ -145,7 +144,9 @@ class TorchRunner:
             loaded = self._open()
             if self._device.type == "cpu":
                 share_threads(step.count, loaded.setup.numerics, loaded.kernels.threads)
-            rows = loaded.model.forward(step.step(self._device, self._watch))
+            self._times.begin()
+            rows = loaded.model.forward(step.step(self._device, self._watch, self._times.mark))
+            self._times.end()
             self._hold_to_numbers(rows, step)
         self._steps += 1
         self._tokens += step.count
@@ -157,7 +158,7 @@ class TorchRunner:
         """Caches take their tokens where what is done inside succeeds, and else are as before."""
         for part in step.parts:
             _begin(part.timeline, len(part.tokens), self._depth)
-        self._arm(True)
+        self._interrupt.arm(True)
         try:
             with self._computing("a step"):
                 yield
@@ -167,7 +168,7 @@ class TorchRunner:
                 part.cache.revert(before, before + len(part.tokens))
             raise
         finally:
-            self._arm(False)
+            self._interrupt.arm(False)
         for part in step.parts:
             part.cache.tokens += len(part.tokens)
 
@@ -181,8 +182,8 @@ class TorchRunner:
             raise EngineError(error.message, hint=error.hint) from error
 
     def _watch(self, layer: int, x: Tensor) -> None:
-        if self._asked.is_set():
-            raise ForwardAborted
+        self._times.passed(layer)
+        self._interrupt()
         if self._check_numbers and not bool(x.isfinite().all()):
             where = "the embedding" if layer < 0 else f"layer {layer}"
             raise EngineError(
@@ -212,16 +213,8 @@ class TorchRunner:
         return f"torch {version()}, {self._device.type}, {self._numerics}, {self._kv}, {prompts}"
 
     def abort(self) -> None:
-        """See ModelRunner. Between two layers."""
-        with self._running:
-            if self._armed:
-                self._asked.set()
-
-    def _arm(self, armed: bool) -> None:
-        with self._running:
-            self._armed = armed
-            if not armed:
-                self._asked.clear()
+        """See ModelRunner. Between two layers, or while a disk is waited for."""
+        self._interrupt.ask()
 
     def set_threads(self, threads: int) -> None:
         """Of torch's own products, for the whole process, and of libggml's."""
@@ -231,18 +224,28 @@ class TorchRunner:
             loaded.kernels.set_threads(max(1, threads))
 
     def stats(self) -> RunnerStats:
-        """Weights are taken as read once a step, of experts those that one token picks. On a card
+        """Weights are taken as read once a step, of experts those that were picked. On a card
         ``compute`` is the most that steps took, in the host's memory what the process has grown by
         since the load beyond its caches."""
-        place, kv = tier(self._device), self._held.nbytes
-        parts = {"weights": self._weights, "kv": kv, "compute": self._compute_bytes(kv)}
+        held, kv = self._weights, self._held.nbytes
+        stored = held.stored()
+        parts = held.memory(kv, self._compute_bytes(kv), stored) if self._loaded else {}
+        read = held.bytes_read(self._steps, stored)
+        waited = held.model.table_use.seconds
         return RunnerStats(
-            memory_bytes={place: sum(parts.values())},
-            bytes_read={place: self._read * self._steps},
+            memory_bytes={tier: sum(part.values()) for tier, part in parts.items()},
+            bytes_read=held.by_tier(read),
             tokens=self._tokens,
-            memory_parts={place: parts},
+            memory_parts=parts,
             forward_s=self._forward_s,
             numerics=self._numerics,
+            terms_s=self._times.terms(stored.experts, waited),
+            terms_bytes=read,
+            experts=stored.experts,
+            picks=stored.picks,
+            read_ahead=stored.guessed,
+            needed=stored.right,
+            notes=stored.notes,
         )
 
     def _compute_bytes(self, kv: int) -> int:
@@ -250,7 +253,7 @@ class TorchRunner:
             return 0
         if self._device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self._device)
-            return max(0, peak - self._weights - kv)
+            return max(0, peak - self._weights.on_card - kv)
         return max(0, resident() - self._before - kv)
 
     def close(self) -> None:

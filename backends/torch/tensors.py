@@ -8,26 +8,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from localrun.backends.torch.layers.feed_forward import Experts
 from localrun.backends.torch.matrices import loading, packed
+from localrun.backends.torch.matrices.checked_table import CheckedTable
 from localrun.backends.torch.matrices.dense import Dense, DenseBank
+from localrun.backends.torch.matrices.device_table import table_on_device
+from localrun.backends.torch.matrices.disk_table import DiskTable, prefetched
+from localrun.backends.torch.matrices.expert_slots import slots_of
 from localrun.backends.torch.matrices.kernels import Kernels
 from localrun.backends.torch.matrices.rounding import Rounded, RoundedBank, Rounding
-from localrun.backends.torch.matrices.table import DiskTable, table_in_memory
-from localrun.backends.torch.matrices.tiles import Codes, Tiled, TiledBank
+from localrun.backends.torch.matrices.row_reads import RowReads
+from localrun.backends.torch.matrices.stacks import Stack, filled, stack
+from localrun.backends.torch.matrices.table import Table, table_in_memory
+from localrun.backends.torch.matrices.tiles import Tiled, TiledBank
 from localrun.backends.torch.model import Setup
 from localrun.errors import HeaderError
 from localrun.formats.text import shown
 from localrun.ggml.types import WEIGHT_TYPES
+from localrun.ggml.weights import Weights
 from localrun.releases.release import Release
 from localrun.releases.stored.bytewise import Scaled
 from localrun.releases.views import Stacked
 from localrun.releases.weights import Weight
+
+if TYPE_CHECKING:
+    from localrun.backends.torch.tiers.experts import Guess, StreamedExperts
 
 _MARK: Final = "{e}"
 
@@ -82,19 +93,6 @@ class Bank(Protocol):
     def close(self) -> None: ...
 
 
-class Table(Protocol):
-    """Rows of an n-gram table, in memory or on disk."""
-
-    @property
-    def nbytes(self) -> int:
-        """In memory."""
-        ...
-
-    def rows(self, ids: Tensor) -> Tensor:
-        """int64 ``[...]`` → ``[..., width]``, in the type that the model computes in."""
-        ...
-
-
 class Tensors:
     """What a model takes of ``release``. Names are those of the release; ``linear``,
     ``joined``, ``bank`` and ``table`` take them without ``.weight``. ``close`` what was taken if
@@ -109,6 +107,10 @@ class Tensors:
         self._left: dict[str, Weight] = dict(release.weights)
         self._taken: list[Linear | Bank] = []
         self._block = _activation_block(release.weights.values())
+        self._row_reads = None
+        if setup.reader is not None:
+            self._row_reads = RowReads(setup.reader, setup.interrupt)
+        self._hot_rows = 0
         numerics = setup.numerics
         libggml = numerics.packed and setup.device.type == "cpu" and self.kernels.threads > 0
         self._place = loading.Place(setup.device, numerics.dtype, libggml)
@@ -167,23 +169,77 @@ class Tensors:
         Raises:
             As ``plain``.
         """
-        names = (f"{name.replace(_MARK, str(expert))}.weight" for expert in range(count))
-        weights = [self._take(each, (rows, columns)) for each in names]
-        made = self._bank(weights)
+        weights = self._each(name, count, rows, columns)
+        form = loading.form_of(weights, self._place)
+        made = self._bank(form, filled(form, weights, self._place, experts=True), weights)
         self._taken.append(made)
         return made
 
-    def table(self, name: str, rows: int, width: int) -> Table:
-        """In memory, or on disk where ``setup.engram`` says so: then the file must stay open.
+    def experts(
+        self,
+        names: Sequence[str],
+        count: int,
+        inner: int,
+        width: int,
+        *,
+        top: int,
+        guess: Guess,
+        limit: float | None = None,
+        late: bool = False,
+    ) -> Experts | StreamedExperts:
+        """The routed experts of a layer, of which a token picks ``top``: w1, w3 and w2 by
+        ``names``, as for ``bank``. All of them, or where ``setup.experts`` keeps them in slots as
+        many as it has places for; ``guess`` tells it which will be picked.
 
         Raises:
             As ``plain``.
         """
+        shapes = [(inner, width), (inner, width), (width, inner)]
+        if self.setup.experts is None:
+            w1, w3, w2 = (
+                self.bank(name, count, *shape) for name, shape in zip(names, shapes, strict=True)
+            )
+            return Experts(w1, w3, w2, limit, late)
+        places = self.setup.experts.places(count)
+        sources = tuple(
+            self._each(name, count, *shape) for name, shape in zip(names, shapes, strict=True)
+        )
+        stacks: list[Stack] = []
+        banks: list[Bank] = []
+        for weights in sources:
+            form = loading.form_of(weights, self._place)
+            stacks.append(stack(form, weights[0], places, self._place, experts=True))
+            banks.append(self._bank(form, stacks[-1], weights))
+            self._taken.append(banks[-1])
+        name = names[0][: names[0].index(_MARK) + len(_MARK)]
+        slots = slots_of(name, sources, tuple(stacks), banks, limit, late)
+        return self.setup.experts.layer(slots, top, guess)
+
+    def table(self, name: str, rows: int, width: int) -> Table:
+        """Where ``setup.engram`` says. On disk it is read through ``setup.reader``, and without
+        one from its own file, which must stay open.
+
+        Raises:
+            As ``plain``. EngineError: a device cannot hold it as it is stored.
+        """
         weight = self._take(f"{name}.weight", (rows, width))
-        device, dtype = self._place.device, self._place.dtype
-        if self.setup.engram != "disk":
+        made = self._table(weight)
+        return CheckedTable(made, weight) if self.setup.check_rows else made
+
+    def _table(self, weight: Weight) -> Table:
+        setup, device, dtype = self.setup, self._place.device, self._place.dtype
+        if setup.engram == "vram":
+            return table_on_device(weight, device, dtype)
+        if setup.engram != "disk":
             return table_in_memory(weight, device, dtype)
         loading.require_numbers(weight, dtype)
+        if self._row_reads is not None:
+            told = (setup.hot_rows - self._hot_rows, setup.scales_in_memory)
+            made = prefetched(weight, self._row_reads, device, dtype, *told)
+            if made is not None:
+                # The first table is the one that is needed first in a step.
+                self._hot_rows += made.hot.nbytes
+                return made
         return DiskTable(weight, device, dtype)
 
     def has(self, name: str) -> bool:
@@ -211,6 +267,10 @@ class Tensors:
         if self.setup.kernels is None:
             self.kernels.close()
 
+    def _each(self, name: str, count: int, rows: int, columns: int) -> tuple[Weight, ...]:
+        names = (f"{name.replace(_MARK, str(expert))}.weight" for expert in range(count))
+        return tuple(self._take(each, (rows, columns)) for each in names)
+
     def _take(self, name: str, shape: tuple[int, ...]) -> Weight:
         found = self._left.pop(name, None)
         if found is None:
@@ -222,37 +282,26 @@ class Tensors:
 
     def _linear(self, weight: Weight) -> Linear:
         form = loading.form_of([weight], self._place)
-        codes = self._codes(form, [weight])
-        if codes is not None:
-            return self._rounded(Tiled(codes.one(0), *self._how), weight)
-        if form:
-            products = loading.read_packed([weight], form, self.kernels, bank=False)
-            return packed.Packed(products, weight, self._place.dtype)
-        numbers = loading.numbers([weight], self._place)[0]
-        if self._shares(numbers):
-            return packed.brain(numbers, self.kernels)
-        return self._rounded(Dense(numbers), weight)
+        made = filled(form, [weight], self._place, experts=False).made
+        if isinstance(made, Weights):
+            return packed.Packed(packed.Products(made, self.kernels), weight, self._place.dtype)
+        if not isinstance(made, Tensor):
+            return self._rounded(Tiled(made.one(0), *self._how), weight)
+        if self._shares(made):
+            return packed.brain(made[0], self.kernels)
+        return self._rounded(Dense(made[0]), weight)
 
-    def _bank(self, weights: Sequence[Weight]) -> Bank:
-        form = loading.form_of(weights, self._place)
-        codes = self._codes(form, weights)
-        if codes is not None:
-            return self._rounded_bank(TiledBank(codes, *self._how), weights[0])
-        if form:
-            products = loading.read_packed(weights, form, self.kernels, bank=True)
+    def _bank(self, form: str, stack: Stack, weights: Sequence[Weight]) -> Bank:
+        """Over matrices that may yet have to be filled, in the form of all ``weights``."""
+        made = stack.made
+        if isinstance(made, Weights):
+            products = packed.Products(made, self.kernels, form == loading.PAIRS)
             return packed.PackedBank(products, tuple(weights), self._place.dtype)
-        numbers = loading.numbers(weights, self._place)
-        if self._shares(numbers):
-            return packed.brain_bank(numbers, self.kernels)
-        return self._rounded_bank(DenseBank(numbers), weights[0])
-
-    def _codes(self, form: str, weights: Sequence[Weight]) -> Codes | None:
-        """Of the forms that are decoded tile by tile."""
-        if form.startswith(loading.FP8):
-            return loading.read_fp8(weights, self._place)
-        if form.startswith(loading.INTEGERS):
-            return loading.read_integers(weights, self._place)
-        return loading.read_fp4(weights, self._place) if form == loading.FP4 else None
+        if not isinstance(made, Tensor):
+            return self._rounded_bank(TiledBank(made, *self._how), weights[0])
+        if self._shares(made):
+            return packed.brain_bank(made, self.kernels)
+        return self._rounded_bank(DenseBank(made), weights[0])
 
     @property
     def _how(self) -> tuple[torch.dtype, torch.dtype, Kernels]:

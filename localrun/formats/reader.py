@@ -30,6 +30,12 @@ class Source(Protocol):
     def read(self, offset: int, length: int) -> bytes: ...
 
 
+class Lookable(Protocol):
+    """The same for whoever only looks at the bytes: they may lie in memory of somebody else's."""
+
+    def read(self, offset: int, length: int) -> bytes | memoryview: ...
+
+
 class BytesSource:
     """A source already in memory."""
 
@@ -100,6 +106,11 @@ class FileSource:
 
         def _some(self, offset: int, length: int) -> bytes:
             return os.pread(self._file.fileno(), length, offset)
+
+    def forget(self) -> None:
+        """Let the system drop the pages that it keeps of the file, where it can be told to."""
+        if sys.platform == "linux":
+            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
         self._file.close()

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from localrun.errors import EngineError, UsageError
 from localrun.ggml.library import function
 from localrun.ggml.types import row_size, type_number
-from localrun.ggml.weights import F32, Tensors, aligned, base
+from localrun.ggml.weights import F32, Tensors, aligned, base, send
 
 if TYPE_CHECKING:
     import numpy as np
@@ -168,7 +168,7 @@ class Matrices:
             raise EngineError("these matrices have been closed")
         if data.nbytes != self.nbytes or not data.flags.c_contiguous:
             raise UsageError(f"{data.nbytes} bytes are not the {self.nbytes} of a matrix")
-        _set(self.handles[at], data)
+        send(self.handles[at], data)
 
     @property
     def closed(self) -> bool:
@@ -223,7 +223,7 @@ class Products:
             raise EngineError(
                 f"{self._stream.device.name} does not multiply by {self._matrices.type}"
             )
-        _set(inputs, values)
+        send(inputs, values)
         new = base("ggml_new_graph_custom", _POINTER, _POINTER, _SIZE, ctypes.c_bool)
         self._graph = new(context, 2 * len(used) + 2, False)
         for node in self._nodes:
@@ -260,8 +260,3 @@ class Products:
     def close(self) -> None:
         """Again does nothing."""
         self._tensors.close()
-
-
-def _set(tensor: int, data: NDArray[Any]) -> None:
-    put = base("ggml_backend_tensor_set", None, *[_POINTER] * 2, *[_SIZE] * 2)
-    put(tensor, data.ctypes.data, 0, data.nbytes)

@@ -169,7 +169,8 @@ class Product:
         if self._tensors.context is None or self._weights.closed:
             raise EngineError("this product, or its weights, have been closed")
         chosen = self.chosen
-        if chosen is not None and not 0 <= chosen.min() <= chosen.max() < self._weights.experts:
+        # As a number without sign, what is below 0 is a large one.
+        if chosen is not None and chosen.view("u4").max() >= self._weights.experts:
             raise UsageError(
                 f"experts {chosen.min()} to {chosen.max()} of {self._weights.experts} were chosen"
             )

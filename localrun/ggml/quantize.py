@@ -78,16 +78,24 @@ def first_bad_row(type: str, blocks: NDArray[np.uint8]) -> int | None:
     """
     import numpy as np
 
+    source = np.ascontiguousarray(blocks, np.uint8)
+    if finite(type, source):
+        return None
+    return next((at for at, row in enumerate(source) if not finite(type, row)), None)
+
+
+def finite(type: str, blocks: NDArray[np.uint8]) -> bool:
+    """Whether every scale of contiguous ``blocks`` stands for a number. The library names on
+    standard error the first that does not.
+
+    Raises:
+        UsageError: no such type.
+    """
     check = function(
         "ggml-base", "ggml_validate_row_data", ctypes.c_bool, ctypes.c_int, ctypes.c_void_p,
         ctypes.c_size_t,
     )  # fmt: skip
-    number = type_number(type)
-    source = np.ascontiguousarray(blocks, np.uint8)
-    if check(number, source.ctypes.data, source.nbytes):
-        return None
-    bad = (at for at, row in enumerate(source) if not check(number, row.ctypes.data, row.nbytes))
-    return next(bad, None)
+    return bool(check(type_number(type), blocks.ctypes.data, blocks.nbytes))
 
 
 def dequantize(type: str, blocks: NDArray[np.uint8], columns: int) -> NDArray[np.float32]:

@@ -147,11 +147,12 @@ class Weights:
             ctypes.memmove(target, blocks.ctypes.data, blocks.nbytes)
             return
         # Rows are reordered a few at a time, so a matrix is laid out alone as in a stack.
-        alone = Weights(self.type, self.rows, self.columns, blocks, repack=True)
-        with closing(alone):
-            if alone.layout != self.layout:
-                raise EngineError(f"libggml lays {self.type} out alone otherwise than in a stack")
-            ctypes.memmove(target, alone._address, blocks.nbytes)
+        with closing(Tensors(tensors=1)) as alone:
+            tensor = alone.new(type_number(self.type), self.columns, self.rows)
+            lie = base("ggml_backend_tensor_alloc", ctypes.c_int, *[_POINTER] * 3)
+            if lie(self._buffer, tensor, target) != 0:
+                raise EngineError(f"libggml does not lay out {self.type} alone as in a stack")
+            send(tensor, blocks)
 
     def memory(self, first: int, last: int) -> NDArray[np.uint8]:
         """Where the blocks of some rows lie, counted through all matrices.
@@ -163,6 +164,17 @@ class Weights:
             raise UsageError(f"rows {first} to {last} of {self.layout} weights cannot be had")
         row = row_size(self.type, self.columns)
         return self._memory[first * row : last * row]
+
+    @property
+    def matrices(self) -> NDArray[np.uint8]:
+        """The memory of all, ``[matrices, bytes of one]``, in whatever order rows lie in it. It is
+        the weights' own: not to be looked at after ``close``."""
+        import numpy as np
+
+        count = max(1, self.experts)
+        whole = (ctypes.c_uint8 * self.nbytes).from_address(self._address)
+        found: NDArray[np.uint8] = np.ctypeslib.as_array(whole)
+        return found.reshape(count, self.nbytes // count)
 
     @property
     def _address(self) -> int:
@@ -206,9 +218,8 @@ class Weights:
                 self._tensors.hold(buffer)
                 if self._multiplied():
                     if blocks is not None:
-                        types = [_POINTER, _POINTER, *[ctypes.c_size_t] * 2]
-                        put = base("ggml_backend_tensor_set", None, *types)
-                        put(self.tensor, blocks.ctypes.data, 0, self.nbytes)
+                        send(self.tensor, blocks)
+                    self._buffer = buffer
                     name = base("ggml_backend_buft_name", ctypes.c_char_p, _POINTER)(kind)
                     return str(name.decode())
             self._tensors.close()
@@ -231,6 +242,12 @@ class Weights:
         """Give the memory back. Again does nothing."""
         self._memory = None
         self._tensors.close()
+
+
+def send(tensor: int, data: NDArray[Any]) -> None:
+    """All of a tensor to where it lies, in the order that its buffer keeps it in."""
+    put = base("ggml_backend_tensor_set", None, *[_POINTER] * 2, *[ctypes.c_size_t] * 2)
+    put(tensor, data.ctypes.data, 0, data.nbytes)
 
 
 def product_node(graph: Tensors, weights: Weights, activations: int, chosen: int | None) -> int:

@@ -93,7 +93,7 @@ class Bare:
         kept, released = _kinds(found, layers), _kinds(plain, layers)
         left_out = tuple(kind for kind in ("draft", "vision") if kind in released - kept)
         stored = self._stored()
-        found = [each for tensor in found for each in _tables(tensor, stored)]
+        found = [_table(tensor, stored) for tensor in found]
         four = _four_bits(plain, stored, fields, layers)
         return list(_retyped(found, quant, mixture_model(fields, found), four)), left_out
 
@@ -105,9 +105,9 @@ class Bare:
             return {}
 
 
-def _tables(tensor: LayoutTensor, stored: Mapping[str, LayoutTensor]) -> tuple[LayoutTensor, ...]:
+def _table(tensor: LayoutTensor, stored: Mapping[str, LayoutTensor]) -> LayoutTensor:
     if not is_table(tensor.name):
-        return (tensor,)
+        return tensor
     at = f"layers.{tensor.name.split('.')[1]}.engram.embed."
     codes, scales = stored.get(f"{at}weight"), stored.get(f"{at}scale")
     bytewise = codes and scales and codes.type.name == "F8_E4M3" and scales.type.name == "F8_E8M0"

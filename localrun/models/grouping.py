@@ -10,6 +10,7 @@ from localrun.formats.header import TensorInfo
 from localrun.models.layout import LayoutTensor
 from localrun.models.mlx_packing import Packing
 from localrun.models.names import classify
+from localrun.models.native import TABLE_GROUP, is_table
 from localrun.models.spec import Experts, Group, GroupKind, Table
 
 _ORDER: Final = {kind: place for place, kind in enumerate(get_args(GroupKind))}
@@ -177,8 +178,15 @@ def parameters_of(entry: Entry, beside: Mapping[str, Entry], packing: Packing | 
         scale = beside.get(stem + "weight_scale") if kind == "U8" else scale
         if scale and scale.shape and entry.shape and _nibbles(entry.shape[-1], scale.shape[-1]):
             return 2 * entry.elements
+    if kind == "I8" and is_table(name) and not _scaled_apart(name, beside):
+        # A row's scales stand behind its numbers.
+        return entry.elements // (TABLE_GROUP + 1) * TABLE_GROUP
     # Other integers are indices: a routing table is looked up, not learned.
     return 0 if kind in _INDICES else entry.elements
+
+
+def _scaled_apart(table: str, beside: Mapping[str, Entry]) -> bool:
+    return f"{table.removesuffix('.weight')}_scale.weight" in beside
 
 
 def _nibbles(stored: int, groups: int) -> bool:

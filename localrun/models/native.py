@@ -3,8 +3,8 @@
 Experts released in FP4 stay in their own bits (GGUF's MXFP4) wherever a mixture would give them as
 many or more: every other type of that size holds the same numbers worse, and a wider one holds
 nothing more. Tables that rows are looked up in, Engram's, stay the bytes and scales that they are,
-or are Q8_0 in every mixture of fewer bits: each row serves few tokens, and nothing averages its
-error out.
+a row's beside each other so that one read of a disk fetches both, or are Q8_0 in every mixture of
+fewer bits: each row serves few tokens, and nothing averages its error out.
 """
 
 from __future__ import annotations
@@ -58,17 +58,12 @@ def stays(type: str, columns: int) -> bool:
     return whole and _TYPES[type].bits_per_weight >= four.bits_per_weight
 
 
-def table(
-    name: str, shape: tuple[int, ...], scales: tuple[int, ...] | None
-) -> tuple[LayoutTensor, ...]:
-    """What a table ``[rows, width]`` of a release becomes: bytes and their scales, where it is of
-    e4m3 and its e8m0 ``scales`` are one for every 32 of a row, else numbers."""
+def table(name: str, shape: tuple[int, ...], scales: tuple[int, ...] | None) -> LayoutTensor:
+    """What a table ``[rows, width]`` of a release becomes: bytes with their scales behind them in
+    each row, where it is of e4m3 and its e8m0 ``scales`` are one for every 32 of a row, else
+    numbers."""
     rows, width = shape
-    if scales == (rows, width // TABLE_GROUP):
-        beside = f"{name.removesuffix('.weight')}_scale.weight"
-        return (
-            LayoutTensor(name, shape, _TYPES["I8"]),
-            LayoutTensor(beside, scales, _TYPES["I8"]),
-        )
+    if scales == (rows, width // TABLE_GROUP) and width % TABLE_GROUP == 0:
+        return LayoutTensor(name, (rows, width + scales[1]), _TYPES["I8"])
     whole = width % _TYPES[_TABLE_TYPE].block_elements == 0
-    return (LayoutTensor(name, shape, _TYPES[_TABLE_TYPE if whole else "BF16"]),)
+    return LayoutTensor(name, shape, _TYPES[_TABLE_TYPE if whole else "BF16"])

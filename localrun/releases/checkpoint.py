@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from localrun.disk.staged import Stage
 from localrun.errors import HeaderError, LocalrunError, UsageError
 from localrun.formats.reader import FileSource
 from localrun.formats.safetensors import join_shards, read_index
@@ -27,13 +28,13 @@ class Checkpoint(Opened):
             weights tells of other tensors than they hold.
     """
 
-    def __init__(self, files: ModelFiles) -> None:
+    def __init__(self, files: ModelFiles, stage: Stage | None = None) -> None:
         if files.format != "safetensors":
             raise UsageError(
                 f"{files.ref}: a {files.format} file; safetensors checkpoints are converted",
                 hint="name the checkpoint that the file was made of",
             )
-        super().__init__(files)
+        super().__init__(files, stage)
         try:
             self.config: Mapping[str, object] = self._config()
             for file in files.files:

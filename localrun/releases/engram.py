@@ -9,7 +9,7 @@ GGUF files of V4.1 agree on ``deepseek41`` and on nothing else. Four conventions
 
 * tables as stored, e4m3 bytes and e8m0 scales in two I8 tensors, under ``engram.layers``,
   ``head_bucket_sizes``, ``head_offsets``, ``embedding_counts``, ``pad_token_id``:
-  https://github.com/tarruda/llama.cpp (conversion/deepseek41.py). **This one is written**: it
+  https://github.com/tarruda/llama.cpp (conversion/deepseek41.py). **These keys are written**: it
   loses no bit, and its other keys are llama.cpp's own;
 * tables of a block type such as Q8_0, nine keys with ``layer_ids``, ``key_length``, ``primes``,
   ``offsets``, ``pad_id``: https://github.com/ggml-org/llama.cpp/pull/28696 and
@@ -18,7 +18,8 @@ GGUF files of V4.1 agree on ``deepseek41`` and on nothing else. Four conventions
 * the same tables under ``n_heads``, ``head_dim``, ``num_embeddings``, ``pad_token_id``:
   https://github.com/mxxm-t/llama.cpp;
 * numbers and scales of a row beside each other in one I8 tensor, ``engram.encoding`` saying so,
-  ``rows``: https://github.com/antirez/ds4 (gguf-tools/deepseek41_quantize.py).
+  ``rows``: https://github.com/antirez/ds4 (gguf-tools/deepseek41_quantize.py). **These tables are
+  written**: a disk gives a row in one read.
 """
 
 from __future__ import annotations

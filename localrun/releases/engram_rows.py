@@ -8,16 +8,18 @@ in I8: with their e8m0 scales in a second tensor, or at the end of each row
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
 from localrun.errors import HeaderError, SourceError
+from localrun.formats.extent import Extent
 from localrun.formats.text import shown
 from localrun.releases.engram import GROUP
-from localrun.releases.stored.numbers import e4m3, e8m0
+from localrun.releases.stored.bytewise import Scaled
+from localrun.releases.stored.numbers import e8m0, looked_up
 from localrun.releases.weights import Bytes, Floats, Weight
 
 _TABLE: Final = re.compile(r"blk\.([0-9]{1,4})\.engram_embe?d\.weight", re.ASCII)
@@ -59,6 +61,11 @@ class NativeRows:
     def step(self) -> int:
         return 1
 
+    def ranges(self, start: int, stop: int) -> Iterator[Extent]:
+        yield from self.table.ranges(start, stop)
+        if self.scales is not None:
+            yield from self.scales.ranges(start, stop)
+
     def codes(self, start: int, stop: int) -> tuple[Bytes, Bytes]:
         """The bytes of a release: e4m3 ``[rows, width]`` and e8m0 ``[rows, width / 32]``.
 
@@ -81,11 +88,84 @@ class NativeRows:
     def rows(self, start: int, stop: int) -> Floats:
         """As ``Weight.rows``."""
         codes, scales = self.codes(start, stop)
-        numbers: Floats = e4m3()[codes] * np.repeat(e8m0()[scales], GROUP, axis=1)
+        numbers = looked_up(np.ascontiguousarray(codes).reshape(-1), "e4m3").reshape(codes.shape)
+        numbers *= np.repeat(e8m0()[scales], GROUP, axis=1)[:, : codes.shape[1]]
         return numbers
 
     def blocks(self, type: str, start: int, stop: int) -> Bytes | None:
         return None
+
+
+@dataclass(frozen=True)
+class JoinedRows:
+    """Bytes of rows with those of their scales behind them, as I8: how a file keeps both where one
+    read fetches them."""
+
+    table: Weight
+    scales: Weight
+
+    @property
+    def name(self) -> str:
+        return self.table.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        rows, width = self.table.shape
+        return rows, width + self.scales.shape[-1]
+
+    @property
+    def stored(self) -> str:
+        return "I8"
+
+    @property
+    def read_bytes(self) -> int:
+        return self.table.read_bytes + self.scales.read_bytes
+
+    @property
+    def place(self) -> tuple[int, int]:
+        return self.table.place
+
+    @property
+    def step(self) -> int:
+        return 1
+
+    def ranges(self, start: int, stop: int) -> Iterator[Extent]:
+        yield from self.table.ranges(start, stop)
+        yield from self.scales.ranges(start, stop)
+
+    def rows(self, start: int, stop: int) -> Floats:
+        """The bytes as signed integers."""
+        return self._bytes(start, stop).view(np.int8).astype(np.float32)
+
+    def blocks(self, type: str, start: int, stop: int) -> Bytes | None:
+        return self._bytes(start, stop) if type == "I8" else None
+
+    def _bytes(self, start: int, stop: int) -> Bytes:
+        parts = (_raw(each, start, stop) for each in (self.table, self.scales))
+        return np.concatenate([part.reshape(stop - start, -1) for part in parts], axis=1)
+
+
+def scales_of(weight: Weight) -> tuple[int, ...] | None:
+    """The shape of a table's scales where both are bytes that ``joined`` keeps; None of others."""
+    if isinstance(weight, NativeRows):
+        rows, width = weight.shape
+        return rows, -(-width // GROUP)
+    if isinstance(weight, Scaled) and weight.table == "e4m3":
+        return weight.factors.shape if weight.factors.stored == "F8_E8M0" else None
+    return None
+
+
+def joined(weight: Weight) -> Weight:
+    """A table that ``scales_of`` knows, its bytes in one."""
+    if isinstance(weight, NativeRows):
+        return weight.table if weight.scales is None else JoinedRows(weight.table, weight.scales)
+    assert isinstance(weight, Scaled)
+    return JoinedRows(weight.codes, weight.factors)
+
+
+def encoding(width: int) -> str:
+    """What files say of joined rows of ``width`` numbers, under ``engram.encoding``."""
+    return f"e4m3_e8m0_{GROUP}_row{width + width // GROUP}"
 
 
 def tables(weights: Mapping[str, Weight]) -> dict[int, Weight]:

@@ -6,6 +6,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Final
 
+from localrun.disk.staged import Stage
 from localrun.errors import UsageError
 from localrun.formats.gguf import raw_values
 from localrun.formats.gguf_values import Raw, Value
@@ -31,10 +32,10 @@ class GgufFile(Opened):
         ModelNotFoundError, HeaderError: a file is gone or malformed, or a part is missing.
     """
 
-    def __init__(self, files: ModelFiles) -> None:
+    def __init__(self, files: ModelFiles, stage: Stage | None = None) -> None:
         if files.format != "gguf":
             raise UsageError(f"{files.ref}: a {files.format} model, not a GGUF file")
-        super().__init__(files)
+        super().__init__(files, stage)
 
     @cached_property
     def metadata(self) -> MappingProxyType[str, Value]:

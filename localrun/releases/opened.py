@@ -8,30 +8,33 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from localrun.disk.staged import Stage
 from localrun.errors import LocalrunError, ModelNotFoundError
 from localrun.formats.header import Header, TensorInfo
 from localrun.formats.read import join, read_source, require_shards
-from localrun.formats.reader import FileSource, Source
+from localrun.formats.reader import FileSource, Lookable
 from localrun.store.files import ModelFiles
 
 
 class Opened:
     """``files`` as one model. What a header says is what is read: it comes from the open file.
 
-    Several threads may read from ``source`` at once. Close it, or use it as a context.
+    Several threads may read from ``source`` at once. What lies in ``stage`` is read from there.
+    Close it, or use it as a context.
 
     Raises:
         ModelNotFoundError: a file is not on this disk.
         HeaderError: a header is malformed, or the files are not one model's.
     """
 
-    def __init__(self, files: ModelFiles) -> None:
+    def __init__(self, files: ModelFiles, stage: Stage | None = None) -> None:
         self.paths = tuple(file.path for file in files.weights if file.path is not None)
         if not self.paths or len(self.paths) != len(files.weights):
             raise ModelNotFoundError(f"{files.ref} is not whole on this disk")
         self.ref = files.ref
         self.licence = files.licence
         self.folder = self.paths[0].parent
+        self._stage = stage
         self._stack = ExitStack()
         self._before = self._seen()
         try:
@@ -46,8 +49,14 @@ class Opened:
             self._stack.close()
             raise
 
-    def source(self, tensor: TensorInfo) -> Source:
-        return self._sources[tensor.file]
+    def source(self, tensor: TensorInfo) -> Lookable:
+        behind = self._sources[tensor.file]
+        return behind if self._stage is None else self._stage.source(tensor.file, behind)
+
+    def forget(self) -> None:
+        """What was read need not stay in the system's memory: it is not read again, or past it."""
+        for source in self._sources:
+            source.forget()
 
     @property
     def identity(self) -> str:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Final
 
+from localrun.disk.staged import Stage
 from localrun.errors import HeaderError
 from localrun.formats.text import shown
 from localrun.models.architecture import Architecture
@@ -55,12 +56,12 @@ _TABLE: Final = re.compile(r"blk\.[0-9]{1,4}\.engram_embe?d(?:_scale)?\.weight$"
 _COMPUTED: Final = frozenset({"rope_freqs.weight"})
 
 
-def open_source(files: ModelFiles) -> Source:
+def open_source(files: ModelFiles, stage: Stage | None = None) -> Source:
     """
     Raises:
         UsageError, ModelNotFoundError, HeaderError: as ``Checkpoint`` and ``GgufFile``.
     """
-    return GgufFile(files) if files.format == "gguf" else Checkpoint(files)
+    return GgufFile(files, stage) if files.format == "gguf" else Checkpoint(files, stage)
 
 
 def release_of(source: Source, weights: Mapping[str, Weight]) -> Release:

@@ -16,6 +16,7 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
+from localrun.formats.extent import Extent
 from localrun.releases.weights import Bytes, Floats, Weight, columns, row_count
 
 
@@ -44,6 +45,9 @@ class Over:
     @property
     def step(self) -> int:
         return self.source.step
+
+    def ranges(self, start: int, stop: int) -> Iterator[Extent]:
+        return self.source.ranges(start, stop)
 
 
 @dataclass(frozen=True)
@@ -102,13 +106,19 @@ class Stacked:
             found.append(piece)
         return found[0] if len(found) == 1 else np.concatenate(found)
 
+    def ranges(self, start: int, stop: int) -> Iterator[Extent]:
+        for part, a, b in self._within(start, stop):
+            yield from part.ranges(a, b)
+
     def _within(self, start: int, stop: int) -> Iterator[tuple[Weight, int, int]]:
-        number = bisect_right(self._ends, start)
-        while start < stop:
+        number = min(bisect_right(self._ends, start), len(self.parts) - 1)
+        while True:
             first = self._ends[number - 1] if number else 0
             end = min(self._ends[number], stop)
             yield self.parts[number], start - first, end - first
             start, number = end, number + 1
+            if start >= stop:
+                return
 
 
 @dataclass(frozen=True)
@@ -143,6 +153,9 @@ class Gathered(Over):
     def blocks(self, type: str, start: int, stop: int) -> Bytes | None:
         found = self.source.blocks(type, *self._span(start, stop))
         return None if found is None else found[self._picked(start, stop)]
+
+    def ranges(self, start: int, stop: int) -> Iterator[Extent]:
+        return self.source.ranges(*self._span(start, stop))
 
     def _span(self, start: int, stop: int) -> tuple[int, int]:
         return start // self.unit * self.source_unit, -(-stop // self.unit) * self.source_unit
@@ -194,14 +207,20 @@ class Sliced(Over):
             found.append(piece)
         return found[0] if len(found) == 1 else np.concatenate(found)
 
+    def ranges(self, start: int, stop: int) -> Iterator[Extent]:
+        for a, b in self._stretches(start, stop):
+            yield from self.source.ranges(a, b)
+
     def _stretches(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         taken = self.last - self.first
-        while start < stop:
+        while True:
             unit, inside = divmod(start, taken)
             count = min(taken - inside, stop - start)
             first = unit * self.unit + self.first + inside
             yield first, first + count
             start += count
+            if start >= stop:
+                return
 
 
 def part_of_each(
@@ -243,6 +262,10 @@ class Portion(Over):
         begin, skipped = self._begin(start)
         found = self.source.blocks(type, begin, self.first + stop)
         return None if found is None else found[skipped:]
+
+    def ranges(self, start: int, stop: int) -> Iterator[Extent]:
+        begin, _ = self._begin(start)
+        return self.source.ranges(begin, self.first + stop)
 
     def _begin(self, start: int) -> tuple[int, int]:
         """Where a read of the source may begin, and the rows too many by that."""
@@ -288,10 +311,18 @@ class Transposed(Over):
 
     def rows(self, start: int, stop: int) -> Floats:
         _, b, a = self.shape
-        first, last = start // b, -(-stop // b)
+        first, last = self._span(start, stop)
         found = self.source.rows(first * a, last * a).reshape(last - first, a, b)
         turned = np.ascontiguousarray(found.transpose(0, 2, 1)).reshape(-1, a)
         return turned[start - first * b : stop - first * b]
+
+    def ranges(self, start: int, stop: int) -> Iterator[Extent]:
+        first, last = self._span(start, stop)
+        return self.source.ranges(first * self.shape[2], last * self.shape[2])
+
+    def _span(self, start: int, stop: int) -> tuple[int, int]:
+        """Which matrices."""
+        return start // self.shape[1], -(-stop // self.shape[1])
 
     def blocks(self, type: str, start: int, stop: int) -> Bytes | None:
         return None

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from localrun.formats.extent import Extent
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -44,6 +47,11 @@ class Weight(Protocol):
     @property
     def place(self) -> tuple[int, int]:
         """(file, offset) of the first byte: what lies together is read together."""
+        ...
+
+    def ranges(self, start: int, stop: int) -> Iterator[Extent]:
+        """All that is read of the source for these rows: of codes and of scales. Nothing is read
+        to tell."""
         ...
 
     @property

@@ -1,11 +1,11 @@
 """Knows no other family: DeepSeek-V4.1 with its Engram tables, as GGUF's deepseek41.
 
 llama.cpp has no converter of it yet. Names and keys follow that of
-https://github.com/tarruda/llama.cpp (conversion/deepseek41.py), the one of several that keeps
-Engram's bits; ``engram`` tells of the others. Tables of eight-bit floats go as they are, numbers
-and scales in an I8 tensor each; those of a release without such floats become Q8_0, and no table
-ever less. They are read a few rows at a time and lie behind all else in the file, so that what
-every token needs lies together.
+https://github.com/tarruda/llama.cpp (conversion/deepseek41.py); ``engram`` tells of the others.
+Tables of eight-bit floats keep their bits, the scales of a row behind its numbers in one I8 tensor,
+as those of https://github.com/antirez/ds4 do: a row is one read. Those of a release without such
+floats become Q8_0, and no table ever less. They are read a few rows at a time and lie behind all
+else in the file, so that what every token needs lies together.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from localrun.quantize.gguf_writer import Written
 from localrun.quantize.models import GgufModel, GgufTensor
 from localrun.releases.checkpoint import Checkpoint
 from localrun.releases.engram import of_release
-from localrun.releases.stored.bytewise import Scaled
+from localrun.releases.engram_rows import encoding, joined, scales_of
 from localrun.releases.weights import Weight
 
 ARCHITECTURE: Final = "deepseek41"
@@ -65,7 +65,10 @@ def convert(checkpoint: Checkpoint, weights: Mapping[str, Weight], name: str) ->
     keys = {**block_keys(config), **_shared(config)}
     if config.integers("engram_layer_ids", most=LAYERS_MAX):
         pad = config.needed("engram_pad_token_id", least=0, most=2**31 - 1)
-        keys |= of_release(checkpoint, config).keys(pad)
+        constants = of_release(checkpoint, config)
+        keys |= constants.keys(pad)
+        if any(each.target.type.name == "I8" for each in tables):
+            keys["engram.encoding"] = encoding(constants.width)
     named = {f"{ARCHITECTURE}.{key}": value for key, value in keys.items()} | turned
     whole = Made(_in_order(made.tensors, tables), made.notes)
     return gguf_model(checkpoint, ARCHITECTURE, name, config, whole, named, notes)
@@ -113,7 +116,7 @@ def _engram(weights: Mapping[str, Weight], wanted: list[LayoutTensor]) -> list[G
         before, _, inner = each.name.partition(_MARK)
         at = f"blk.{before.rpartition('.')[2]}."
         if inner == _TABLE:
-            made += _table(at, found)
+            made.append(_table(at, found))
         else:
             name, kind = _ENGRAM[inner]
             target = Written(at + name, _TYPES[kind], found.shape)
@@ -121,21 +124,12 @@ def _engram(weights: Mapping[str, Weight], wanted: list[LayoutTensor]) -> list[G
     return made
 
 
-def _table(at: str, weight: Weight) -> list[GgufTensor]:
-    """A table's bytes and its scales' as they are stored, or its numbers as Q8_0."""
-    parts: tuple[Weight, ...] = (weight,)
-    scales = None
-    if isinstance(weight, Scaled) and weight.table == "e4m3":
-        factors = weight.factors
-        scales = factors.shape if factors.stored == "F8_E8M0" else None
-        parts = weight.codes, factors
+def _table(at: str, weight: Weight) -> GgufTensor:
+    """A table's bytes with its scales' as they are stored, or its numbers as Q8_0."""
+    scales = scales_of(weight)
     made = table(f"{at}engram_embd.weight", weight.shape, scales)
-    if len(made) == 1:
-        parts = (weight,)
-    return [
-        GgufTensor(Written(each.name, each.type, each.shape), part, fixed=True)
-        for each, part in zip(made, parts, strict=True)
-    ]
+    source = joined(weight) if made.type.name == "I8" else weight
+    return GgufTensor(Written(made.name, made.type, made.shape), source, fixed=True)
 
 
 def _in_order(tensors: tuple[GgufTensor, ...], engram: list[GgufTensor]) -> tuple[GgufTensor, ...]:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localrun.errors import HeaderError
+from localrun.formats.extent import Extent
 from localrun.formats.gguf_values import Value
 from localrun.formats.text import shown
 from localrun.models.bare import FILE, mixture_model
@@ -71,6 +72,9 @@ class Held:
 
     def rows(self, start: int, stop: int) -> Floats:
         return self.numbers.reshape(-1, self.shape[-1])[start:stop]
+
+    def ranges(self, start: int, stop: int) -> Iterator[Extent]:
+        return iter(())
 
     def blocks(self, type: str, start: int, stop: int) -> Bytes | None:
         return None

@@ -330,8 +330,9 @@ def test_rows_join_the_streams_as_the_formula_says() -> None:
     source = np.random.default_rng(1)
     X = source.standard_normal((5, 4, 64)) * np.array([1e-6, 0.1, 1, 30, 2])[:, None, None]
     ids = source.integers(0, 50, (5, 6))
+    rows = made.table.rows(torch.from_numpy(ids))
 
-    found = made(torch.from_numpy(X.astype(np.float32)), torch.from_numpy(ids)).numpy()
+    found = made(torch.from_numpy(X.astype(np.float32)), rows).numpy()
 
     numbers, scale = wkv.double().numpy(), made.scale.double().numpy()
     for token in range(5):
@@ -344,9 +345,10 @@ def test_an_agreement_of_nothing_opens_the_gate_by_half() -> None:
     made, _, _ = memory()
     closed = replace(made, scale=torch.zeros_like(made.scale))
     X, ids = torch.ones(1, 4, 64), torch.zeros(1, 6, dtype=torch.int64)
-    value = made.wkv(made.table.rows(ids).flatten(1))[:, -64:]
+    found = made.table.rows(ids)
+    value = made.wkv(found.flatten(1))[:, -64:]
     gate = torch.sigmoid(torch.tensor(1e-3))
-    assert torch.allclose(closed(X, ids) - X, gate * value[:, None].expand(1, 4, 64), atol=1e-6)
+    assert torch.allclose(closed(X, found) - X, gate * value[:, None].expand(1, 4, 64), atol=1e-6)
 
 
 def test_dead_tokens_are_left_as_they_are() -> None:
@@ -355,10 +357,10 @@ def test_dead_tokens_are_left_as_they_are() -> None:
     ids = torch.arange(24).view(4, 6)
     dead = torch.tensor([True, False, False, True])
 
-    found = made(X, ids, dead)
+    found = made(X, made.table.rows(ids), dead)
 
     assert torch.equal(found[dead], X[dead])
-    assert torch.equal(found[~dead], made(X, ids)[~dead])
+    assert torch.equal(found[~dead], made(X, made.table.rows(ids))[~dead])
     assert float((found - X)[~dead].abs().amax((1, 2)).min()) > 0.1
 
 
@@ -367,11 +369,13 @@ def test_streams_of_bf16_are_summed_in_float32_and_cut_once() -> None:
     X = torch.randn(3, 4, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
     ids = torch.arange(18).view(3, 6)
 
-    found = made(X, ids)
+    rows = made.table.rows(ids)
+
+    found = made(X, rows)
 
     # The rows go through the matrix in the streams' type; all behind it is as in float32.
     rounded = replace(made, wkv=Rounded(made.wkv))
-    assert torch.equal(found, rounded(X.float(), ids).bfloat16())
+    assert torch.equal(found, rounded(X.float(), rows).bfloat16())
 
 
 @dataclass(frozen=True)

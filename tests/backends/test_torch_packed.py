@@ -204,15 +204,47 @@ def test_libggml_hides_nothing_that_is_not_finite(kind: str, bad: float) -> None
             assert made(x)[1:].isfinite().all()
 
 
+@pytest.mark.parametrize("tokens", [1, 3, 40])
+@pytest.mark.parametrize("shape", [(64, 256), (41, 96)], ids=str)
+def test_codes_in_a_releases_order_give_the_bits_of_ggmls(
+    tmp_path: Path, shape: tuple[int, int], tokens: int
+) -> None:
+    case, _ = bank_case("fp4", 5, shape)
+    released = weights(tmp_path, case.stored)
+    moved = {
+        name: InBlocks("MXFP4", weight.blocks("MXFP4", 0, shape[0]), shape)  # type: ignore[arg-type]
+        for name, weight in released.items()
+    }
+    x, own = activations(tokens, shape[1]), activations(tokens, 2, shape[1])
+    x[0, 5], own[-1, 1, 2] = 1e4, -1e4
+    chosen = torch.from_numpy(G(3).integers(0, 5, (tokens, 2)))
+    made = []
+    for found in (released, moved):
+        with closing(tensors(found, FAST, threads=1)) as taken:
+            bank = taken.bank("e.{e}", 5, *shape)
+            assert isinstance(bank, PackedBank)
+            laid_out = bank.products.weights.layout != "CPU"
+            made.append([bank(x, chosen), bank(own, chosen)])
+        alone = {"w.weight": found["e.2.weight"]}
+        with closing(tensors(alone, FAST, threads=1)) as taken:
+            single = taken.linear("w", *shape)
+            made[-1] += [single(x), single(own), single.weight()]
+
+    kept = made if laid_out else [each[2:] for each in made]
+    assert all(torch.equal(*both) for both in zip(*kept, strict=True))
+    for found, expected in zip(*made, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_products_are_kept_for_few_tokens_and_no_more_than_some() -> None:
     with closing(tensors({"w.weight": in_blocks("Q8_0", 8, 64)}, FAST, 1)) as found:
         made = found.linear("w", 8, 64)
         assert isinstance(made, Packed)
-        for tokens in (1, 2, 3, 4, 5, 100, 1):
+        for tokens in (1, 2, 3, 4, 5, 6, 7, 100, 1):
             made(torch.ones(tokens, 64, dtype=torch.bfloat16))
 
         kept = [tokens for tokens, _, _ in made.products._kept]
-        assert kept == [3, 4, 5, 1]
+        assert kept == [3, 4, 5, 6, 7, 1]
 
 
 def test_what_was_given_out_is_not_overwritten() -> None:

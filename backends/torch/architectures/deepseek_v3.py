@@ -30,8 +30,9 @@ from localrun.backends.torch.layers.projections import (
 from localrun.backends.torch.layers.rope import Rope
 from localrun.backends.torch.layers.token_indexer import TokenIndexer
 from localrun.backends.torch.layers.vocabulary import Vocabulary, vocabulary_of
-from localrun.backends.torch.model import Model, Setup, Step
+from localrun.backends.torch.model import NO_TABLES, LayerBytes, Model, Setup, Step, TableUse
 from localrun.backends.torch.tensors import Tensors
+from localrun.backends.torch.tiers.experts import StreamedExperts
 from localrun.models.fields import Fields
 
 
@@ -40,7 +41,7 @@ class Mixture:
     """A token's routed experts, and those of every token, where there are any."""
 
     routing: GroupRouting
-    experts: Experts
+    experts: Experts | StreamedExperts
     shared: GatedProjection | None
 
     @property
@@ -50,14 +51,18 @@ class Mixture:
 
     @property
     def read_bytes(self) -> int:
-        count = self.experts.w1.count
-        return self.nbytes - self.experts.nbytes * (count - self.routing.top) // count
+        routed = self.experts.expert_nbytes * self.routing.top
+        return self.nbytes - self.experts.nbytes + routed
 
     def __call__(self, x: Tensor) -> Tensor:
         """``[T, D]`` → ``[T, D]``; added in float32."""
-        y = self.experts(x, *self.routing(x))
-        if self.shared is not None:
-            y = y + self.shared(x)
+        chosen, weights = self.routing(x)
+        # The routing asks for no ids of tokens, so none are handed on.
+        routed = self.experts.begin(x, chosen, weights, chosen[:, 0])
+        shared = None if self.shared is None else self.shared(x)
+        y = routed()
+        if shared is not None:
+            y = y + shared
         return y.to(x.dtype)
 
     def close(self) -> None:
@@ -83,6 +88,14 @@ class Layer:
         if isinstance(self.feed_forward, Mixture):
             return self.nbytes - self.feed_forward.nbytes + self.feed_forward.read_bytes
         return self.nbytes
+
+    @property
+    def parts(self) -> LayerBytes:
+        if not isinstance(self.feed_forward, Mixture):
+            return LayerBytes(self.nbytes)
+        experts = self.feed_forward.experts.nbytes
+        dense = self.nbytes - experts
+        return LayerBytes(dense, experts, self.read_bytes - dense)
 
     def close(self) -> None:
         self.attention.close()
@@ -117,6 +130,18 @@ class DeepseekV3:
     def read_bytes(self) -> int:
         return self._words.read_bytes + sum(layer.read_bytes for layer in self._layers)
 
+    @property
+    def layer_bytes(self) -> tuple[LayerBytes, ...]:
+        return tuple(layer.parts for layer in self._layers)
+
+    @property
+    def head_bytes(self) -> int:
+        return self._words.head_bytes
+
+    @property
+    def table_use(self) -> TableUse:
+        return NO_TABLES
+
     def new_cache(self) -> Cache:
         return Cache(dict(self._parts()))
 
@@ -125,7 +150,10 @@ class DeepseekV3:
         for layer in self._layers:
             yield layer.attention.part, Rows(capacity, self._row, device, home=self._setup.home)
             if layer.attention.indexer:
-                yield layer.attention.indexer.part, Rows(capacity, self._key, device, home=self._setup.home)
+                yield (
+                    layer.attention.indexer.part,
+                    Rows(capacity, self._key, device, home=self._setup.home),
+                )
 
     def forward(self, step: Step) -> Tensor:
         eps = self._config.eps
@@ -241,23 +269,24 @@ def _indexer(tensors: Tensors, own: Config, at: str, part: str) -> TokenIndexer 
 
 def _mixture(tensors: Tensors, own: Config, routing: Routing, at: str) -> Mixture:
     width, inner = own.latent.width, routing.inner
-    experts = f"{at}.experts.{{e}}"
+    chooses = GroupRouting(
+        tensors.plain(f"{at}.gate.weight", routing.experts, width, dtype=torch.float32),
+        tensors.plain(f"{at}.gate.e_score_correction_bias", routing.experts, dtype=torch.float32),
+        routing.groups,
+        routing.groups_used,
+        routing.top,
+        routing.normed,
+        routing.scale,
+    )
     return Mixture(
-        GroupRouting(
-            tensors.plain(f"{at}.gate.weight", routing.experts, width, dtype=torch.float32),
-            tensors.plain(
-                f"{at}.gate.e_score_correction_bias", routing.experts, dtype=torch.float32
-            ),
-            routing.groups,
-            routing.groups_used,
-            routing.top,
-            routing.normed,
-            routing.scale,
-        ),
-        Experts(
-            tensors.bank(f"{experts}.gate_proj", routing.experts, inner, width),
-            tensors.bank(f"{experts}.up_proj", routing.experts, inner, width),
-            tensors.bank(f"{experts}.down_proj", routing.experts, width, inner),
+        chooses,
+        tensors.experts(
+            [f"{at}.experts.{{e}}.{part}" for part in ("gate_proj", "up_proj", "down_proj")],
+            routing.experts,
+            inner,
+            width,
+            top=routing.top,
+            guess=lambda x, tokens: chooses(x)[0],
             late=True,
         ),
         gated_projection(tensors, f"{at}.shared_experts", width, routing.shared * inner)

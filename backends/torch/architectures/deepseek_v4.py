@@ -24,7 +24,7 @@ from localrun.backends.torch.layers.norm import rms_norm
 from localrun.backends.torch.layers.rope import Rope, frequencies
 from localrun.backends.torch.layers.routing import Router
 from localrun.backends.torch.layers.vocabulary import logits
-from localrun.backends.torch.model import Model, Setup, Step
+from localrun.backends.torch.model import NO_TABLES, LayerBytes, Model, Setup, Step, TableUse
 from localrun.backends.torch.tensors import Linear, Tensors
 from localrun.errors import SourceError
 from localrun.formats.text import shown
@@ -72,6 +72,11 @@ class Layer:
     def read_bytes(self) -> int:
         return self.nbytes - self.mixture.nbytes + self.mixture.read_bytes
 
+    @property
+    def parts(self) -> LayerBytes:
+        dense = self.nbytes - self.mixture.experts.nbytes
+        return LayerBytes(dense, self.mixture.experts.nbytes, self.read_bytes - dense)
+
     def __call__(self, X: Tensor, angles: Angles, step: Step) -> Tensor:
         """Streams ``[T, m, D]`` → the same."""
         pre, post, C = self.attention_mix(X)
@@ -117,6 +122,18 @@ class DeepseekV4:
         row = self.embed.nbytes // self.vocabulary
         own = row + self.norm.nbytes + self.head_mix.nbytes + self.head.nbytes
         return own + sum(layer.read_bytes for layer in self.layers)
+
+    @property
+    def layer_bytes(self) -> tuple[LayerBytes, ...]:
+        return tuple(layer.parts for layer in self.layers)
+
+    @property
+    def head_bytes(self) -> int:
+        return self.head.nbytes
+
+    @property
+    def table_use(self) -> TableUse:
+        return NO_TABLES
 
     def new_cache(self) -> Cache:
         parts: dict[str, Part] = {}

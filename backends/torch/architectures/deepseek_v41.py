@@ -8,7 +8,7 @@ not computed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from localrun.backends.torch.caches.ring import Ring, window_reach
 from localrun.backends.torch.layers.compressor import Compressor
 from localrun.backends.torch.layers.csa2 import Angles, Attention, Chooser, Lane
 from localrun.backends.torch.layers.engram import DEAD, Hashes, Memory
+from localrun.backends.torch.layers.engram_check import hold_rows
 from localrun.backends.torch.layers.hyper_connections import Mix, collapse, spread
 from localrun.backends.torch.layers.mixture import Mixture
 from localrun.backends.torch.layers.norm import rms_norm
@@ -28,7 +29,8 @@ from localrun.backends.torch.layers.rope import Rope, frequencies
 from localrun.backends.torch.layers.routing import Router
 from localrun.backends.torch.layers.shared_rows import Owner, Single
 from localrun.backends.torch.layers.vocabulary import logits
-from localrun.backends.torch.model import Model, Setup, Step
+from localrun.backends.torch.matrices.table import Lookup
+from localrun.backends.torch.model import LayerBytes, Model, Setup, Step, TableUse
 from localrun.backends.torch.tensors import Linear, Tensors
 from localrun.models.fields import Fields
 from localrun.releases.engram import Engram
@@ -87,6 +89,13 @@ class Layer:
         table = self.memory.table.nbytes if self.memory else 0
         return self.nbytes - table - self.mixture.nbytes + self.mixture.read_bytes
 
+    @property
+    def parts(self) -> LayerBytes:
+        table = self.memory.table.nbytes if self.memory else 0
+        experts = self.mixture.experts.nbytes
+        dense = self.nbytes - table - experts
+        return LayerBytes(dense, experts, self.read_bytes - dense, table)
+
     def close(self) -> None:
         self.attention.close()
         self.mixture.close()
@@ -98,7 +107,8 @@ class Layer:
 class _Flow:
     """What goes from layer to layer: streams ``X`` ``[T, m, D]``, how the sublayer before joins
     them, float32 ``pre`` ``[T, m]``, and what is the same for all layers: ``angles`` of both ropes,
-    the classes of each token and those before it, ``near`` ``[T, n]``."""
+    the classes of each token and those before it, ``near`` ``[T, n]``. ``found`` are rows of tables
+    on their way to the layers that take them."""
 
     X: Tensor
     pre: Tensor
@@ -107,6 +117,7 @@ class _Flow:
     lanes: list[Lane]
     angles: tuple[Angles, Angles]
     near: Tensor | None
+    found: dict[int, Lookup] = field(default_factory=dict)
 
     def only(self, rows: Tensor, wanted: Tensor, lanes: list[Lane]) -> _Flow:
         """Of some tokens."""
@@ -142,6 +153,26 @@ class DeepseekV41:
         own = self.head.nbytes + self.embed.nbytes // self.vocabulary + self.norm.nbytes
         return own + sum(layer.read_bytes for layer in self.layers)
 
+    @property
+    def layer_bytes(self) -> tuple[LayerBytes, ...]:
+        return tuple(layer.parts for layer in self.layers)
+
+    @property
+    def head_bytes(self) -> int:
+        return 0 if self.config.tied else self.head.nbytes
+
+    @property
+    def table_use(self) -> TableUse:
+        each = [layer.memory.table.use for layer in self.layers if layer.memory is not None]
+        return TableUse(
+            sum(use.rows for use in each),
+            sum(use.distinct for use in each),
+            sum(use.hits for use in each),
+            sum(use.reads for use in each),
+            sum(use.bytes for use in each),
+            sum(use.seconds for use in each),
+        )
+
     def new_cache(self) -> Cache:
         parts: dict[str, Part] = {}
         for layer in self.layers:
@@ -154,11 +185,15 @@ class DeepseekV41:
 
     def forward(self, step: Step) -> Tensor:
         flow = self._entered(step)
+        # Nothing behind the last owner sees the whole of a prompt that is shortened.
+        short, depth = self.config.sources[-1].layer + 1, len(self.layers)
+        self._look_up(flow, range(short if self.setup.approximate_prefill else depth))
+        step.mark("engram")
         step.watch(-1, flow.X)
-        last_owner = self.config.sources[-1].layer
-        for number in range(len(self.layers)):
-            if self.setup.approximate_prefill and number == last_owner + 1:
+        for number in range(depth):
+            if self.setup.approximate_prefill and number == short:
                 flow = self._shortened(flow)
+                self._look_up(flow, range(short, depth))
             flow = self._passed(number, flow, step)
             step.watch(number, flow.X)
         z = collapse(flow.pre[flow.wanted], flow.X[flow.wanted])
@@ -187,15 +222,31 @@ class DeepseekV41:
             kept = ring.read(max(0, first - before), first)[:, 0]
             none = kept.new_full((before - kept.shape[0],), DEAD)
             found.append(hashes.lookback(torch.cat((none, kept, own))))
+            if self.setup.check_rows:
+                for layer in hashes.constants.layers:
+                    text = kept.tolist(), tokens[lane.tokens].tolist()
+                    hold_rows(hashes.constants, layer, *text, hashes.rows(layer, found[-1]))
             ring.write(first, own[:, None])
         return torch.cat(found)
+
+    def _look_up(self, flow: _Flow, layers: range) -> None:
+        """Tokens alone say which rows, so they are on their way before any layer runs, the first
+        layer's first: it waits the shortest."""
+        if self.hashes is None or flow.near is None:
+            return
+        for number in layers:
+            memory = self.layers[number].memory
+            if memory is not None:
+                flow.found[number] = memory.table.begin(self.hashes.rows(number, flow.near))
 
     def _passed(self, number: int, flow: _Flow, step: Step) -> _Flow:
         """One layer. What joins the streams before a sublayer was computed before the one before
         it, so it need not wait for that."""
         layer, eps, X = self.layers[number], self.config.eps, flow.X
-        if layer.memory is not None and self.hashes is not None and flow.near is not None:
-            X = layer.memory(X, self.hashes.rows(number, flow.near))
+        for lookup in flow.found.values():
+            lookup.advance()
+        if layer.memory is not None:
+            X = layer.memory(X, flow.found.pop(number).rows())
             step.mark("engram")
         angles = flow.angles[bool(self.config.ratios[number])]
         pre, post, C = layer.attention_mix(X)

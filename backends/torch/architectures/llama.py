@@ -26,7 +26,7 @@ from localrun.backends.torch.layers.projections import (
 )
 from localrun.backends.torch.layers.rope import Rope
 from localrun.backends.torch.layers.vocabulary import Vocabulary, vocabulary_of
-from localrun.backends.torch.model import Model, Setup, Step
+from localrun.backends.torch.model import NO_TABLES, LayerBytes, Model, Setup, Step, TableUse
 from localrun.backends.torch.tensors import Tensors
 from localrun.models.blocks import Shape
 from localrun.models.fields import CONTEXT_MAX, VOCABULARY_MAX, WIDTH_MAX, Fields, number
@@ -144,6 +144,18 @@ class Llama:
     @property
     def read_bytes(self) -> int:
         return self._words.read_bytes + sum(layer.nbytes for layer in self._layers)
+
+    @property
+    def layer_bytes(self) -> tuple[LayerBytes, ...]:
+        return tuple(LayerBytes(layer.nbytes) for layer in self._layers)
+
+    @property
+    def head_bytes(self) -> int:
+        return self._words.head_bytes
+
+    @property
+    def table_use(self) -> TableUse:
+        return NO_TABLES
 
     def new_cache(self) -> Cache:
         return Cache({layer.attention.part: self._part() for layer in self._layers})

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from localrun.backends.torch.layers.feed_forward import Experts, Gated
+from localrun.backends.torch.layers.feed_forward import Gated
 from localrun.backends.torch.layers.grouped_output import GroupedOutput
 from localrun.backends.torch.layers.hyper_connections import Mix
 from localrun.backends.torch.layers.mixture import Mixture
@@ -78,10 +78,13 @@ class Parts:
                 tensors.linear(f"{name}.shared_experts.w2", width, sizes.shared),
                 config.limit,
             )
-        experts = Experts(
-            tensors.bank(f"{name}.experts.{{e}}.w1", count, inner, width),
-            tensors.bank(f"{name}.experts.{{e}}.w3", count, inner, width),
-            tensors.bank(f"{name}.experts.{{e}}.w2", count, width, inner),
-            config.limit,
+        experts = tensors.experts(
+            [f"{name}.experts.{{e}}.{part}" for part in ("w1", "w3", "w2")],
+            count,
+            inner,
+            width,
+            top=router.top,
+            guess=lambda x, tokens: router(x, tokens)[0],
+            limit=config.limit,
         )
         return Mixture(router, experts, shared)

@@ -13,7 +13,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from localrun.backends.torch.tensors import Linear, Table
+from localrun.backends.torch.matrices.table import Table
+from localrun.backends.torch.tensors import Linear
 from localrun.errors import HeaderError
 from localrun.releases.engram import Engram
 
@@ -33,7 +34,7 @@ class Hashes:
         def held(numbers: object) -> Tensor:
             return torch.tensor(numbers, dtype=torch.int64, device=device)
 
-        self.ngram, self.pad = constants.ngram, constants.pad_class
+        self.constants, self.ngram, self.pad = constants, constants.ngram, constants.pad_class
         self._heads = constants.heads
         self._classes = held(constants.classes)
         self._number = {layer: at for at, layer in enumerate(constants.layers)}
@@ -99,10 +100,9 @@ class Memory:
         return self.table.nbytes + self.wkv.nbytes + self.scale.nbytes
 
     def __call__(self, streams: Tensor, rows: Tensor, dead: Tensor | None = None) -> Tensor:
-        """Streams ``[T, m, D]`` with what rows int64 ``[T, K]`` of the table add; tokens that are
-        ``dead``, bool ``[T]``, get nothing."""
-        found = self.table.rows(rows).flatten(1)  # (T, K * width)
-        keyed = self.wkv(found.to(streams.dtype)).float()
+        """Streams ``[T, m, D]`` with what ``rows`` of the table, ``[T, K, width]``, add; tokens
+        that are ``dead``, bool ``[T]``, get nothing."""
+        keyed = self.wkv(rows.flatten(1).to(streams.dtype)).float()
         keyed = keyed.view(keyed.shape[0], -1, streams.shape[-1])  # (T, m + 1, D)
         x, keys, value = streams.float(), keyed[:, :-1], keyed[:, -1:]
         gate = self._gate(x, keys)  # (T, m, 1)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from localrun.backends.torch.tensors import Bank, Linear
+if TYPE_CHECKING:
+    from localrun.backends.torch.tensors import Bank, Linear
 
 
 def swiglu(gate: Tensor, up: Tensor, limit: float | None = None) -> Tensor:
@@ -56,14 +60,33 @@ class Experts:
     def nbytes(self) -> int:
         return self.w1.nbytes + self.w3.nbytes + self.w2.nbytes
 
+    @property
+    def count(self) -> int:
+        return self.w1.count
+
+    @property
+    def expert_nbytes(self) -> int:
+        """What a token reads for each expert that it chooses."""
+        return self.nbytes // self.count
+
+    def begin(
+        self, x: Tensor, chosen: Tensor, weights: Tensor, tokens: Tensor
+    ) -> Callable[[], Tensor]:
+        """As ``__call__``, of tokens with the ids int64 ``[T]``, when the result is called for:
+        where experts must be read first, something else may be computed before it."""
+        return partial(self, x, chosen, weights)
+
     def __call__(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """``[T, D]``, int64 ``[T, K]``, float32 ``[T, K]`` → float32 ``[T, D]``; sums are
         float32."""
+        return self.each(x, chosen, weights).sum(1, dtype=torch.float32)
+
+    def each(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """What every choice adds: ``[T, K, D]``."""
         inner = swiglu(self.w1(x, chosen), self.w3(x, chosen), self.limit)
         if self.late:
-            return (self.w2(inner.to(x.dtype), chosen) * weights[..., None]).sum(1)
-        weighted = (inner * weights[..., None]).to(x.dtype)
-        return self.w2(weighted, chosen).sum(1, dtype=torch.float32)
+            return self.w2(inner.to(x.dtype), chosen) * weights[..., None]
+        return self.w2((inner * weights[..., None]).to(x.dtype), chosen)
 
     def close(self) -> None:
         for each in (self.w1, self.w3, self.w2):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from localrun.backends.torch.layers.feed_forward import Experts, Gated
 from localrun.backends.torch.layers.routing import Router
+from localrun.backends.torch.tiers.experts import StreamedExperts
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +16,7 @@ class Mixture:
     """``shared`` is None where a model has no such experts."""
 
     router: Router
-    experts: Experts
+    experts: Experts | StreamedExperts
     shared: Gated | None
 
     @property
@@ -26,15 +27,18 @@ class Mixture:
     @property
     def read_bytes(self) -> int:
         """Of one token: of the experts those that it goes to."""
-        unused = self.experts.w1.count - self.router.top
-        return self.nbytes - self.experts.nbytes * unused // self.experts.w1.count
+        routed = self.experts.expert_nbytes * self.router.top
+        return self.nbytes - self.experts.nbytes + routed
 
     def __call__(self, x: Tensor, tokens: Tensor) -> Tensor:
         """``[T, D]`` and the ids int64 ``[T]`` → ``[T, D]``; everything is added in float32."""
         chosen, weights = self.router(x, tokens)
-        y = self.experts(x, chosen, weights)
-        if self.shared is not None:
-            y = y + self.shared(x)
+        routed = self.experts.begin(x, chosen, weights, tokens)
+        # Experts that are missing are read meanwhile.
+        shared = None if self.shared is None else self.shared(x)
+        y = routed()
+        if shared is not None:
+            y = y + shared
         return y.to(x.dtype)
 
     def close(self) -> None:

@@ -45,6 +45,11 @@ class Vocabulary:
         row = self.embedding.nbytes // self.size
         return row * (not self.tied) + self.weight.nbytes + self.head.nbytes
 
+    @property
+    def head_bytes(self) -> int:
+        """Of a head that is no part of the embedding."""
+        return 0 if self.tied else self.head.nbytes
+
     def embed(self, tokens: Tensor) -> Tensor:
         """int64 ``[T]`` → ``[T, D]``."""
         return functional.embedding(tokens, self.embedding)

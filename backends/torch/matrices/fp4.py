@@ -29,11 +29,12 @@ _BITS: Final = {
 @dataclass(frozen=True, slots=True)
 class Fours:
     """``codes`` uint8 ``[..., rows, columns / 2]``, ``exponents`` uint8 ``[..., rows, groups]``
-    with a bias of 127. ``lifted``: none is too large to take the bias's difference in."""
+    with a bias of 127. ``lifted``, of each matrix: none is too large to take the bias's difference
+    in."""
 
     codes: Tensor
     exponents: Tensor
-    lifted: bool
+    lifted: list[bool]
 
     @property
     def rows(self) -> int:
@@ -56,7 +57,12 @@ class Fours:
         return self.codes.nbytes + self.exponents.nbytes
 
     def one(self, number: int) -> Fours:
-        return Fours(self.codes[number], self.exponents[number], self.lifted)
+        flag = self.lifted[number : number + 1]
+        return Fours(self.codes[number], self.exponents[number], flag)
+
+    def scaled(self, number: int, largest: int) -> None:
+        """``largest`` is that of one matrix's exponents."""
+        self.lifted[number] = largest <= _LIFTED_MAX
 
     def decode(self, first: int, last: int, dtype: torch.dtype, kernels: Kernels) -> Tensor:
         """As ``Codes.decode``; every number is exact but those below the type's smallest."""
@@ -77,7 +83,7 @@ class Fours:
     def _scales(self, first: int, last: int, numbers: Tensor) -> Tensor:
         """float32 (n, groups)."""
         exponents = self.exponents[first:last].to(torch.int32)
-        if self.lifted:
+        if self.lifted[0]:
             exponents += _LIFT
         else:
             numbers.mul_(2.0**_LIFT)
@@ -89,5 +95,5 @@ class Fours:
 
 
 def fours_of(codes: Tensor, exponents: Tensor) -> Fours:
-    lifted = exponents.numel() == 0 or int(exponents.max()) <= _LIFTED_MAX
-    return Fours(codes, exponents, lifted)
+    """A stack; ``scaled`` says what its exponents are, once they are there."""
+    return Fours(codes, exponents, [False] * codes.shape[0])

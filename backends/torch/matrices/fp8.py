@@ -11,7 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from localrun.backends.torch.matrices.kernels import Kernels, tile_rows
@@ -31,16 +33,16 @@ _LARGEST: Final = 448.0
 class Bytes:
     """``codes`` uint8 ``[..., rows, columns]``; ``scales`` float32 ``[..., lines, across]``, each
     for ``height`` rows and ``width`` columns, the last ones for what is left. ``signed``: codes are
-    integers, not e4m3. ``powers``: all scales are powers of two, so BF16 holds every number;
-    ``lifted``: all are small enough to be multiplied by the power first."""
+    integers, not e4m3. Of each matrix, ``powers``: all scales are powers of two, so BF16 holds
+    every number; ``lifted``: all are small enough to be multiplied by the power first."""
 
     codes: Tensor
     scales: Tensor
     height: int
     width: int
     signed: bool
-    powers: bool
-    lifted: bool
+    powers: list[bool]
+    lifted: list[bool]
 
     @property
     def rows(self) -> int:
@@ -69,15 +71,21 @@ class Bytes:
             self.height,
             self.width,
             self.signed,
-            self.powers,
-            self.lifted,
+            self.powers[number : number + 1],
+            self.lifted[number : number + 1],
         )
+
+    def scaled(self, number: int, scales: NDArray[np.float32]) -> None:
+        """``scales`` are those of one matrix; what they allow is looked at once."""
+        mantissas, _ = np.frexp(scales)
+        self.powers[number] = bool((mantissas == 0.5).all())
+        self.lifted[number] = bool((np.abs(scales) < _LIFTED_MAX).all())
 
     def decode(self, first: int, last: int, dtype: torch.dtype, kernels: Kernels) -> Tensor:
         """As ``Codes.decode``: each code times its scale to the nearest float32, and that to the
         nearest BF16."""
         codes, narrow = self.codes[first:last].view(torch.int8), torch.bfloat16
-        if dtype == narrow and self.powers and not self.signed:
+        if dtype == narrow and self.powers[0] and not self.signed:
             bits = kernels.room(0, self.device, torch.int16, *codes.shape).copy_(codes)
             numbers = bits.bitwise_left_shift_(4).bitwise_and_(-0x7810).view(narrow)
             return self._scaled(numbers, first, last)
@@ -97,7 +105,7 @@ class Bytes:
         line, end = first // self.height, (last - 1) // self.height + 1
         scales = self.scales[line:end]  # (lines, across)
         if not self.signed:
-            if self.lifted:
+            if self.lifted[0]:
                 scales = scales * _LIFT
             else:
                 numbers.mul_(_LIFT)
@@ -154,8 +162,6 @@ class Bytes:
 def bytes_of(
     codes: Tensor, scales: Tensor, height: int, width: int, *, signed: bool = False
 ) -> Bytes:
-    """What ``scales`` allow is looked at once."""
-    mantissas, _ = torch.frexp(scales)
-    powers = bool((mantissas == 0.5).all())
-    lifted = bool((scales.abs() < _LIFTED_MAX).all())
-    return Bytes(codes, scales, height, width, signed, powers, lifted)
+    """A stack; ``scaled`` says what its scales are, once they are there."""
+    count = codes.shape[0]
+    return Bytes(codes, scales, height, width, signed, [False] * count, [False] * count)

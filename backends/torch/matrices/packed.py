@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -18,31 +17,73 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from localrun.backends.torch.matrices.dense import Dense, DenseBank
+from localrun.backends.torch.matrices.fp4 import GROUP
 from localrun.backends.torch.matrices.kernels import Kernels
 from localrun.ggml.matmul import Product, Threads
 from localrun.ggml.weights import Weights
 from localrun.releases.weights import Weight
 
 # Products of so few tokens are kept: what they hold of activations is small, and making one takes
-# as long as a small product.
+# as long as a small product. Of experts in places any number may be there at once.
 _KEPT_TOKENS: Final = 8
-_KEPT: Final = 4
+_KEPT: Final = 6
 # Of matrices of BF16 libggml's products are the faster ones up to so many tokens.
 FEW: Final = 8
 _Key = tuple[int, int, bool]
 
 
+class _Call:
+    """A product with its memory as tensors: to make these anew each time costs as much as to
+    compute a small product."""
+
+    def __init__(self, product: Product, pairs: bool) -> None:
+        self._product = product
+        self._activations = torch.from_numpy(product.activations)
+        self._outputs = torch.from_numpy(product.outputs)
+        self._chosen = None if product.chosen is None else torch.from_numpy(product.chosen)
+        self._halves = None
+        if pairs:
+            shape = *self._activations.shape[:-1], -1, 2, GROUP // 2
+            self._halves = self._activations.view(shape).transpose(-1, -2)
+
+    def __call__(self, x: Tensor, chosen: Tensor | None) -> Tensor:
+        """Outputs, in the type of ``x``."""
+        if self._chosen is not None and chosen is not None:
+            self._chosen.copy_(chosen)
+        if self._halves is None:
+            self._activations.copy_(x)
+        else:
+            self._halves.copy_(x.reshape(*x.shape[:-1], -1, GROUP // 2, 2))
+        self._product.run()
+        made = self._outputs.to(x.dtype, copy=True)
+        # libggml rounds a NaN to a number; any makes the sum one.
+        if math.isnan(self._activations.sum()):
+            made.masked_fill_(self._activations.isnan().any(-1, keepdim=True), math.nan)
+        return made
+
+    def close(self) -> None:
+        self._product.close()
+
+
 @dataclass(slots=True)
 class Products:
-    """Products by ``weights``, by tokens, choices and whether each choice has its activations."""
+    """Products by ``weights``, by tokens, choices and whether each choice has its activations.
+
+    ``pairs``: codes of MXFP4 lie as a release has them, two neighbours a byte, where libggml takes
+    the lower halves of 16 bytes for the first 16 numbers. The activations of each group are put
+    into the order of the codes instead: a group's scale and its sum, of integers, stay the same.
+    Kernels of the library's plain layout add four integers at a time as floats, so there the last
+    digit may be another.
+    """
 
     weights: Weights
     kernels: Kernels
+    pairs: bool = False
     _pool: Threads | None = None
-    _kept: OrderedDict[_Key, Product] = field(default_factory=OrderedDict)
+    _kept: OrderedDict[_Key, _Call] = field(default_factory=OrderedDict)
 
-    @contextmanager
-    def of(self, tokens: int, choices: int = 0, own: bool = False) -> Iterator[Product]:
+    def _product(self, x: Tensor, tokens: int, chosen: Tensor | None, own: bool) -> Tensor:
+        choices = 0 if chosen is None else chosen.shape[1]
         pool, key = self.kernels.pool, (tokens, choices, own)
         if pool is not self._pool:
             self._drop()
@@ -50,17 +91,16 @@ class Products:
         kept = self._kept.get(key)
         if kept is not None:
             self._kept.move_to_end(key)
-            yield kept
-            return
+            return kept(x, chosen)
         product = Product(self.weights, pool, tokens, choices=choices, own_activations=own)
+        call = _Call(product, self.pairs)
         if tokens > _KEPT_TOKENS:
-            with closing(product):
-                yield product
-            return
-        self._kept[key] = product
+            with closing(call):
+                return call(x, chosen)
+        self._kept[key] = call
         if len(self._kept) > _KEPT:
             self._kept.popitem(last=False)[1].close()
-        yield product
+        return call(x, chosen)
 
     def by(self, x: Tensor) -> Tensor:
         """``[..., columns]`` → ``[..., rows]``, in its type."""
@@ -69,11 +109,7 @@ class Products:
         flat = x.reshape(-1, weights.columns)
         if not flat.shape[0]:
             return x.new_empty(shape)
-        with self.of(flat.shape[0]) as product:
-            activations = torch.from_numpy(product.activations).copy_(flat)
-            product.run()
-            made = torch.from_numpy(product.outputs).to(x.dtype, copy=True)
-            return _with_nan(made, activations).reshape(shape)
+        return self._product(flat, flat.shape[0], None, own=False).reshape(shape)
 
     def by_chosen(self, x: Tensor, chosen: Tensor) -> Tensor:
         """As ``Bank.__call__``."""
@@ -81,13 +117,7 @@ class Products:
         if not tokens or not choices:
             return x.new_empty((tokens, choices, self.weights.rows))
         own = x.ndim == 3
-        with self.of(tokens, choices, own) as product:
-            assert product.chosen is not None
-            torch.from_numpy(product.chosen).copy_(chosen)
-            activations = torch.from_numpy(product.activations).copy_(x if own else x[:, None])
-            product.run()
-            made = torch.from_numpy(product.outputs).to(x.dtype, copy=True)
-            return _with_nan(made, activations)
+        return self._product(x if own else x[:, None], tokens, chosen, own)
 
     def close(self) -> None:
         """With the weights. Again does nothing."""
@@ -95,8 +125,8 @@ class Products:
         self.weights.close()
 
     def _drop(self) -> None:
-        for product in self._kept.values():
-            product.close()
+        for call in self._kept.values():
+            call.close()
         self._kept.clear()
 
 
@@ -191,32 +221,31 @@ class Brain:
 
 @dataclass(frozen=True, slots=True)
 class BrainBank:
-    """The same of experts."""
+    """The same of experts: ``few`` and ``many`` are of the same memory."""
 
-    dense: DenseBank
-    products: Products
+    few: PackedBank
+    many: DenseBank
 
     @property
     def count(self) -> int:
-        return self.dense.count
+        return self.many.count
 
     @property
     def nbytes(self) -> int:
-        return self.dense.nbytes
+        return self.many.nbytes
 
     @property
     def expert_nbytes(self) -> int:
-        return self.dense.expert_nbytes
+        return self.many.expert_nbytes
 
     def __call__(self, x: Tensor, chosen: Tensor) -> Tensor:
-        few = chosen.shape[0] <= FEW
-        return self.products.by_chosen(x, chosen) if few else self.dense(x, chosen)
+        return (self.few if chosen.shape[0] <= FEW else self.many)(x, chosen)
 
     def weight(self, expert: int) -> Tensor:
-        return self.dense.weight(expert)
+        return self.many.weight(expert)
 
     def close(self) -> None:
-        self.products.close()
+        self.few.close()
 
 
 def brain(numbers: Tensor, kernels: Kernels) -> Brain:
@@ -226,17 +255,12 @@ def brain(numbers: Tensor, kernels: Kernels) -> Brain:
 
 def brain_bank(numbers: Tensor, kernels: Kernels) -> BrainBank:
     """Of BF16 ``[experts, rows, columns]`` on the CPU."""
-    return BrainBank(DenseBank(numbers), _shared(numbers, numbers.shape[0], kernels))
-
-
-def _with_nan(made: Tensor, activations: Tensor) -> Tensor:
-    """Outputs of activations that hold a NaN become NaN: libggml rounds it to a number."""
-    if math.isnan(float(activations.sum())):
-        made.masked_fill_(activations.isnan().any(-1, keepdim=True), math.nan)
-    return made
+    products = _shared(numbers, numbers.shape[0], kernels)
+    return BrainBank(PackedBank(products, (), numbers.dtype), DenseBank(numbers))
 
 
 def _shared(numbers: Tensor, experts: int, kernels: Kernels) -> Products:
+    assert not numbers.data_ptr() % 64, "torch's own memory begins on a cache line"
     memory: NDArray[np.uint8] = numbers.view(torch.uint8).numpy().reshape(-1)
     rows, columns = numbers.shape[-2:]
     return Products(Weights("BF16", rows, columns, memory, experts=experts, shared=True), kernels)

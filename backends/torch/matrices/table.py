@@ -1,14 +1,14 @@
-"""Knows no n-gram: rows of a table that is too large for a device, in memory or on disk.
+"""Knows no n-gram: rows of a table that is too large for a device, in the memory of the host.
 
-Tables lie in the memory of the host as they are stored, or stay in their file; what is looked up
-goes to the device.
+Tables lie there as they are stored; what is looked up goes to the device. ``disk_table`` has those
+that stay in their file, ``device_table`` those that a device holds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from localrun.backends.torch.matrices.loading import fp8_codes, require_numbers, slabs
+from localrun.backends.torch.matrices.table_rows import in_groups
 from localrun.errors import EngineError
 from localrun.formats.text import shown
 from localrun.ggml.quantize import dequantize
@@ -32,6 +33,81 @@ Read = Callable[[Weight, int, int], tuple[NDArray[Any], ...]]
 Decode = Callable[..., Floats]
 """The stored rows of each part → numbers ``[n, width]``."""
 
+GROUPS: Final = "e4m3 in groups"
+"""Codes and scales, a scale for 32."""
+NUMBERS: Final = "numbers"
+"""Decoded already."""
+
+
+@dataclass(slots=True)
+class RowUse:
+    """Since the load, as ``model.TableUse`` tells it. All but ``rows`` are of tables on disk."""
+
+    rows: int = 0
+    distinct: int = 0
+    hits: int = 0
+    reads: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+
+
+class Lookup(Protocol):
+    """Rows on their way to whoever asked for them."""
+
+    def advance(self) -> None:
+        """Go on with what needs no waiting.
+
+        Raises:
+            DiskReadError: a read failed.
+        """
+        ...
+
+    def rows(self) -> Tensor:
+        """What was asked for as numbers, once, waiting for what is not there yet.
+
+        Raises:
+            DiskReadError: they cannot be read. SourceError: they hold what is no number.
+        """
+        ...
+
+
+class Table(Protocol):
+    """Rows of an n-gram table, wherever it lies."""
+
+    @property
+    def nbytes(self) -> int:
+        """In memory, of the host or of a device."""
+        ...
+
+    @property
+    def use(self) -> RowUse: ...
+
+    def begin(self, ids: Tensor) -> Lookup:
+        """Look int64 ``[...]`` up: ``[..., width]``, in the type that the model computes in. What
+        has to be read is on its way from here on.
+
+        Raises:
+            EngineError: a row that is not there. DiskReadError: nothing can be read.
+        """
+        ...
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """The same, at once."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """A look-up that needs nothing before its time."""
+
+    look_up: Callable[[], Tensor]
+
+    def advance(self) -> None:
+        """There is nothing to wait for."""
+
+    def rows(self) -> Tensor:
+        return self.look_up()
+
 
 @dataclass(frozen=True, slots=True)
 class MemoryTable:
@@ -43,84 +119,65 @@ class MemoryTable:
     decode: Decode
     device: torch.device
     dtype: torch.dtype
+    use: RowUse = field(default_factory=RowUse)
 
     @property
     def nbytes(self) -> int:
         return sum(part.nbytes for part in self.parts)
 
+    def begin(self, ids: Tensor) -> Lookup:
+        wanted = wanted_rows(ids, self.parts[0].shape[0], self.name)
+        self.use.rows += wanted.size
+
+        def look_up() -> Tensor:
+            found = self.decode(*(part[wanted] for part in self.parts))
+            return given(torch.from_numpy(found).to(self.dtype), ids, self.device)
+
+        return Later(look_up)
+
     def rows(self, ids: Tensor) -> Tensor:
-        """As ``Table.rows``. Raises EngineError for a row that is not there."""
-        wanted = _wanted(ids, self.parts[0].shape[0], self.name)
-        found = self.decode(*(part[wanted] for part in self.parts))
-        return _given(found, ids, self.width, self.device, self.dtype)
+        return self.begin(ids).rows()
 
 
 @dataclass(frozen=True, slots=True)
-class DiskTable:
-    """Reads rows of ``weight`` from its file, which must stay open: each once a call, in the order
-    in which they lie there, neighbours together."""
+class Form:
+    """How a table lies in memory: what is read of each row, and how that becomes numbers."""
 
-    weight: Weight
-    device: torch.device
-    dtype: torch.dtype
+    kind: str
+    read: Read
+    decode: Decode
 
-    @property
-    def nbytes(self) -> int:
-        return 0
 
-    def rows(self, ids: Tensor) -> Tensor:
-        """As ``Table.rows``.
-
-        Raises:
-            EngineError: a row that is not there.
-            HeaderError, SourceError: the file cannot be read, or holds no number there.
-        """
-        weight = self.weight
-        wanted = _wanted(ids, row_count(weight), weight.name)
-        once, places = np.unique(wanted, return_inverse=True)
-        found = np.empty((once.size, columns(weight)), np.float32)
-        for first, last in _runs(once):
-            start = int(once[first])
-            before = start % weight.step
-            read = weight.rows(start - before, int(once[last - 1]) + 1)
-            found[first:last] = read[before:]
-        return _given(found[places], ids, columns(weight), self.device, self.dtype)
+def form_of(weight: Weight) -> Form:
+    """As it is stored, or ``numbers`` where it is stored in a way of no table's."""
+    width, kind = columns(weight), weight.stored
+    if isinstance(weight, NativeRows):
+        return Form(GROUPS, _native, _rows_of_32)
+    if isinstance(weight, Scaled) and in_groups(weight):
+        return Form(GROUPS, _scaled, _rows_of_32)
+    if kind in FLOATS:
+        return Form(kind, _raw, _plain(kind, width))
+    if kind in WEIGHT_TYPES and weight.blocks(kind, 0, weight.step) is not None:
+        return Form(kind, _raw, _ggml(kind, width))
+    return Form(NUMBERS, _numbers, _same)
 
 
 def table_in_memory(weight: Weight, device: torch.device, dtype: torch.dtype) -> MemoryTable:
-    """Read whole, as it is stored; decoded where it is stored in a way of no table's.
+    """Read whole, as ``form_of`` says.
 
     Raises:
         HeaderError: integers. SourceError: a code or a scale that stands for no number.
     """
     require_numbers(weight, dtype)
-    width = columns(weight)
-    parts: Read = _raw
-    decode = _plain(weight.stored, width)
-    if isinstance(weight, NativeRows):
-        parts, decode = _native, _rows_of_32
-    elif isinstance(weight, Scaled) and _by_rows(weight):
-        parts, decode = _scaled, _rows_of_32
-    elif weight.stored in FLOATS:
-        pass
-    elif weight.stored in WEIGHT_TYPES and weight.blocks(weight.stored, 0, weight.step) is not None:
-        decode = _ggml(weight.stored, width)
-    else:
-        parts, decode = _numbers, _same
+    width, form = columns(weight), form_of(weight)
     arrays: tuple[NDArray[Any], ...] = ()
     for start, stop in slabs(weight, width):
-        found = parts(weight, start, stop)
+        found = form.read(weight, start, stop)
         if not arrays:
             arrays = tuple(np.empty((row_count(weight), p.shape[1]), p.dtype) for p in found)
         for array, piece in zip(arrays, found, strict=True):
             array[start:stop] = piece
-    return MemoryTable(weight.name, arrays, width, decode, device, dtype)
-
-
-def _by_rows(weight: Scaled) -> bool:
-    scales = weight.scales
-    power = scales.part.kind in ("F8_E8M0", "U8")
-    return weight.table == "e4m3" and power and (scales.height, scales.width) == (1, GROUP)
+    return MemoryTable(weight.name, arrays, width, form.decode, device, dtype)
 
 
 def _native(weight: Weight, start: int, stop: int) -> tuple[Bytes, ...]:
@@ -170,7 +227,7 @@ def _same(numbers: Floats) -> Floats:
     return numbers
 
 
-def _wanted(ids: Tensor, rows: int, name: str) -> Ids:
+def wanted_rows(ids: Tensor, rows: int, name: str) -> Ids:
     """Flat, on the host. Raises EngineError."""
     wanted: Ids = ids.to("cpu", torch.int64).reshape(-1).numpy()
     if wanted.size and not 0 <= int(wanted.min()) <= int(wanted.max()) < rows:
@@ -181,14 +238,11 @@ def _wanted(ids: Tensor, rows: int, name: str) -> Ids:
     return wanted
 
 
-def _given(
-    found: Floats, ids: Tensor, width: int, device: torch.device, dtype: torch.dtype
+def given(
+    found: Tensor, ids: Tensor, device: torch.device, places: NDArray[np.intp] | None = None
 ) -> Tensor:
-    return torch.from_numpy(found).to(device, dtype).reshape(*ids.shape, width)
-
-
-def _runs(ids: Ids) -> Iterator[tuple[int, int]]:
-    """Where each run of consecutive ``ids`` begins and ends."""
-    if ids.size:
-        ends = [*(np.flatnonzero(np.diff(ids) != 1) + 1).tolist(), int(ids.size)]
-        yield from zip([0, *ends[:-1]], ends, strict=True)
+    """Numbers as a model takes them: row ``places[i]`` of ``found`` for the ``i``-th of ``ids``."""
+    made = found.to(device)
+    if places is not None:
+        made = made.index_select(0, torch.from_numpy(places).to(device))
+    return made.reshape(*ids.shape, found.shape[1])

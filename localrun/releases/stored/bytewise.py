@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
 
+from localrun.formats.extent import Extent
 from localrun.releases.stored.numbers import E4M3_LARGEST, looked_up, require_e4m3, require_e8m0
 from localrun.releases.stored.part import Part
 from localrun.releases.stored.scales import Scales
@@ -55,6 +57,10 @@ class Scaled:
         part = self.scales.part
         return Codes(part.name, part.info.shape, part)
 
+    def ranges(self, start: int, stop: int) -> Iterator[Extent]:
+        yield self.part.extent(start, stop, self.part.info.bytes // max(columns(self), 1))
+        yield self.scales.extent(start, stop)
+
     def rows(self, start: int, stop: int) -> Floats:
         """As ``Weight.rows``: each code times its scale, to the nearest F32."""
         width = columns(self)
@@ -89,6 +95,9 @@ class Codes:
     @property
     def step(self) -> int:
         return 1
+
+    def ranges(self, start: int, stop: int) -> Iterator[Extent]:
+        yield self.part.extent(start, stop, self.part.rows)
 
     def rows(self, start: int, stop: int) -> Floats:
         """The codes as signed integers, which is how ggml knows them."""

@@ -7,12 +7,14 @@ MXFP4 holds the same 17 bytes for 32 numbers in another order, so nothing is los
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from localrun.formats.extent import Extent
 from localrun.releases.stored.numbers import E2M1, e2m1, nibbles, require_e8m0
 from localrun.releases.stored.part import Part
 from localrun.releases.stored.scales import GROUP, Scales
@@ -20,6 +22,9 @@ from localrun.releases.weights import Bytes, Floats
 
 FP4: Final = "FP4"
 _HALF: Final = GROUP // 2
+# Codes that are moved as one piece of memory go at its speed.
+_CODES: Final = np.dtype(f"V{_HALF}")
+_BLOCK: Final = np.dtype([("exponent", "u1"), ("codes", _CODES)])
 # 6 times a power of two up to here is an F32.
 _SAFE: Final = 252
 _LOW: Final = np.uint64(0x0F0F0F0F0F0F0F0F)
@@ -56,6 +61,10 @@ class Fours:
     def step(self) -> int:
         return 1
 
+    def ranges(self, start: int, stop: int) -> Iterator[Extent]:
+        yield self.part.extent(start, stop, self._part_rows)
+        yield self.scales.extent(start, stop)
+
     def rows(self, start: int, stop: int) -> Floats:
         """As ``Weight.rows``; every product is exact but those below F32's smallest."""
         numbers = nibbles(self._packed(start, stop), e2m1()).reshape(stop - start, self.shape[-1])
@@ -64,21 +73,27 @@ class Fours:
 
     def blocks(self, type: str, start: int, stop: int) -> Bytes | None:
         """As ggml's MXFP4 where a row is whole blocks. Its scale is the same byte: it counts e2m1
-        in halves and takes half of the power of two."""
+        in halves and takes half of the power of two. As ``FP4`` the same with the codes in the
+        order that they have here, two neighbours a byte."""
         groups, rest = divmod(self.shape[-1], GROUP)
-        if type != "MXFP4" or rest:
+        if type not in ("MXFP4", FP4) or rest:
             return None
         exponents = self.scales.part.read(start, stop, self.scales.total)
         require_e8m0(exponents, self.scales.part, start * groups, groups)
         if int(exponents.max(initial=0)) > _SAFE:
             self.rows(start, stop)
-        made = np.empty((stop - start, groups, 1 + _HALF), np.uint8)
-        made[:, :, 0] = exponents.reshape(-1, groups)
-        made[:, :, 1:] = halves_apart(self._packed(start, stop)).reshape(-1, groups, _HALF)
-        return made.reshape(stop - start, -1)
+        packed = self._packed(start, stop)
+        made = np.empty((stop - start) * groups, _BLOCK)
+        made["exponent"] = exponents
+        made["codes"] = (packed if type == FP4 else halves_apart(packed)).view(_CODES)
+        return made.view(np.uint8).reshape(stop - start, groups * _BLOCK.itemsize)
 
     def _packed(self, start: int, stop: int) -> Bytes:
-        return self.part.read(start, stop, self.part.info.bytes * 2 // max(self.shape[-1], 1))
+        return self.part.read(start, stop, self._part_rows)
+
+    @property
+    def _part_rows(self) -> int:
+        return self.part.info.bytes * 2 // max(self.shape[-1], 1)
 
 
 def halves_apart(packed: Bytes) -> Bytes:

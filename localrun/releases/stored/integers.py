@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from localrun.formats.extent import Extent
 from localrun.releases.stored.numbers import floats, nibbles, require_finite, require_small
 from localrun.releases.stored.part import Part
 from localrun.releases.stored.scales import spread
@@ -22,15 +24,23 @@ class Zeros:
     bits: int
     columns: int
 
+    def extent(self, start: int, stop: int) -> Extent:
+        first, last = self._words(start, stop)
+        return self.part.extent(first, last, self.part.rows)
+
     def read(self, start: int, stop: int) -> Floats:
         """Of rows ``start`` to ``stop``: ``[stop - start, columns]``."""
         each = 32 // self.bits
-        first, last = start // each, -(-stop // each)
+        first, last = self._words(start, stop)
         words = self.part.read(first, last, self.part.rows).view("<u4").reshape(-1, self.columns)
         shifts = np.arange(each, dtype=np.uint32) * np.uint32(self.bits)
         codes = (words[:, None, :] >> shifts[:, None]) & np.uint32((1 << self.bits) - 1)
         rows: Floats = codes.reshape(-1, self.columns).astype(np.float32)
         return rows[start - first * each : stop - first * each]
+
+    def _words(self, start: int, stop: int) -> tuple[int, int]:
+        each = 32 // self.bits
+        return start // each, -(-stop // each)
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,14 @@ class Packed:
     @property
     def step(self) -> int:
         return 1
+
+    def ranges(self, start: int, stop: int) -> Iterator[Extent]:
+        yield self.part.extent(start, stop, self.part.rows)
+        yield self.scales.extent(start, stop, self.scales.rows)
+        if self.zeros is not None:
+            yield self.zeros.extent(start, stop)
+        if self.biases is not None:
+            yield self.biases.extent(start, stop, self.biases.rows)
 
     def rows(self, start: int, stop: int) -> Floats:
         """As ``Weight.rows``: differences are exact, products and sums to the nearest F32."""

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from localrun.errors import HeaderError, SourceError
+from localrun.formats.extent import Extent
 from localrun.formats.header import TensorInfo
-from localrun.formats.reader import Source
+from localrun.formats.reader import Lookable
 from localrun.formats.text import shown
 from localrun.releases.weights import Bytes
 
@@ -22,7 +23,7 @@ Parts = Callable[[TensorInfo], "Part"]
 class Part:
     """A tensor as it is stored. ``file`` is the name of its file, for errors."""
 
-    source: Source
+    source: Lookable
     info: TensorInfo
     file: str
 
@@ -47,14 +48,19 @@ class Part:
     def place(self) -> tuple[int, int]:
         return self.info.file, self.info.offset
 
+    def extent(self, start: int, stop: int, rows: int) -> Extent:
+        """Where the bytes lie that ``read`` gives."""
+        row = self.info.bytes // max(rows, 1)
+        return Extent(self.info.file, self.info.offset + start * row, (stop - start) * row)
+
     def read(self, start: int, stop: int, rows: int) -> Bytes:
-        """The bytes of rows ``start`` to ``stop``, the tensor being ``rows`` equal ones.
+        """The bytes of rows ``start`` to ``stop``, the tensor being ``rows`` equal ones; not to be
+        written to.
 
         Raises:
             HeaderError: the file is shorter than it was, or cannot be read.
         """
-        row = self.info.bytes // max(rows, 1)
-        offset, length = self.info.offset + start * row, (stop - start) * row
+        _, offset, length = self.extent(start, stop, rows)
         try:
             return np.frombuffer(self.source.read(offset, length), np.uint8)
         except HeaderError as error:

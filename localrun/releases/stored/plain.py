@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from localrun.formats.extent import Extent
 from localrun.releases.stored.numbers import floats, require_finite, require_small
 from localrun.releases.stored.part import Part
 from localrun.releases.weights import Bytes, Floats
@@ -50,6 +52,9 @@ class Unscaled:
     @property
     def step(self) -> int:
         return 1
+
+    def ranges(self, start: int, stop: int) -> Iterator[Extent]:
+        yield self.part.extent(start, stop, self.part.rows)
 
     def _raw(self, start: int, stop: int) -> Bytes:
         return self.part.read(start, stop, self.part.rows)

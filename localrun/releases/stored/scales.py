@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from localrun.formats.extent import Extent
 from localrun.releases.stored.numbers import (
     FLOATS,
     e8m0,
@@ -41,6 +42,12 @@ class Scales:
     def line(self, row: int) -> int:
         """The row of scales that belongs to a row of numbers."""
         return row // self.matrix * self.lines + row % self.matrix // self.height
+
+    def extent(self, start: int, stop: int) -> Extent:
+        """Where the scales of rows of numbers lie."""
+        first = self.line(start)
+        last = self.line(stop - 1) + 1 if stop > start else first
+        return self.part.extent(first, last, self.total)
 
     def read(self, first: int, last: int) -> Floats:
         """Rows ``first`` to ``last`` of the scales themselves.
