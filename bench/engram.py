@@ -28,10 +28,10 @@ import numpy as np
 import torch
 from ending import ended
 
+from localrun.backends.tiers.row_reads import RowReads
 from localrun.backends.torch.architectures.deepseek_v41 import DeepseekV41
 from localrun.backends.torch.layers.engram import Hashes
 from localrun.backends.torch.matrices.disk_table import DiskTable, PrefetchedTable, prefetched
-from localrun.backends.torch.matrices.row_reads import RowReads
 from localrun.backends.torch.matrices.table import Table, table_in_memory
 from localrun.backends.torch.model import Span, Step, uninterrupted
 from localrun.backends.torch.numerics import FAST

@@ -1,17 +1,20 @@
 """Writes a checkpoint in the format its architecture is released in, of any size, from nothing.
 
     python bench/synthetic_checkpoint.py OUT --arch deepseek_v41|deepseek_v4|deepseek_v32|llama|
-        qwen3_moe [--config FILE] [--seed N] [--scale 3GB] [--shards N] [--fused] [--headers-only]
-        [--heavy-tailed]
+        qwen3_moe [--config FILE] [--seed N] [--scale 3GB] [--width N] [--shards N] [--fused]
+        [--headers-only] [--heavy-tailed] [--router-skew S]
 
 OUT gets safetensors shards, config.json, a small real tokenizer with a chat template and, last,
 model.safetensors.index.json. Without --config the smallest model with every feature is written;
 --scale grows its layers, experts, Engram rows and, where those are used up, widths to within 10 %
-of a size. With --config only experts and rows follow --scale. The same arguments give the same
-bytes. --fused stores a layer's experts as one tensor, as transformers 5 does, with the numbers they
-have apart. --headers-only leaves the data out of the shards: they have their size but take no disk.
+of a size; --width begins with matrices so many times as wide, for fewer and larger experts. With
+--config only experts and rows follow --scale. The same arguments give the same bytes. --fused
+stores a layer's experts as one tensor, as transformers 5 does, with the numbers they have apart.
+--headers-only leaves the data out of the shards: they have their size but take no disk.
 --heavy-tailed draws what is stored as floats from Student's t with 4 degrees of freedom, and the
-head twice as large: a model to measure what quantizing loses with.
+head twice as large: a model to measure what quantizing loses with. --router-skew makes routers of
+V4 and V4.1 pick the i-th expert of a layer's own order about as often as i^-S, as those of trained
+models do; without it all are picked alike.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from typing import Any, BinaryIO
 from synthetic_architectures import RECIPES
 from synthetic_configs import base, grown, resized
 from synthetic_tokenizer import compressed_vocabulary, tokenizer_files
-from synthetic_values import values
+from synthetic_values import Given, values
 
 from localrun.cli.options import parse_size
 from localrun.errors import LocalrunError, UsageError
@@ -60,14 +63,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--config", type=Path, metavar="FILE")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--scale", metavar="SIZE", help="bytes, or 30MB, 3GB, 3GiB")
+    parser.add_argument("--width", type=int, default=1, metavar="N")
     parser.add_argument("--shards", type=int, metavar="N")
     parser.add_argument("--fused", action="store_true")
     parser.add_argument("--headers-only", action="store_true")
     parser.add_argument("--heavy-tailed", action="store_true")
+    parser.add_argument("--router-skew", type=float, default=0.0, metavar="S")
     options = parser.parse_args(arguments)
     try:
         size = parse_size(options.scale) if options.scale else 0
-        config = configuration(options.arch, options.config, size)
+        config = configuration(options.arch, options.config, size, options.width)
         total, shards = write(
             options.out,
             config,
@@ -76,13 +81,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             shards=options.shards,
             fused=options.fused,
             heavy_tailed=options.heavy_tailed,
+            router_skew=options.router_skew,
         )
     except LocalrunError as error:
         parser.error(f"{error.message}; {error.hint}")
     print(f"{options.out}: {total} bytes of tensors in {shards} shards")
 
 
-def configuration(arch: str, file: Path | None, size: int) -> dict[str, Any]:
+def configuration(arch: str, file: Path | None, size: int, width: int = 1) -> dict[str, Any]:
     """The config.json to write.
 
     Raises:
@@ -90,7 +96,7 @@ def configuration(arch: str, file: Path | None, size: int) -> dict[str, Any]:
         HeaderError: it holds what no model has.
     """
     if file is None:
-        return grown(arch, size) if size else base(arch)
+        return grown(arch, size, width) if size else base(arch)
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -110,6 +116,7 @@ def write(
     shards: int | None = None,
     fused: bool = False,
     heavy_tailed: bool = False,
+    router_skew: float = 0.0,
 ) -> tuple[int, int]:
     """Write the checkpoint; gives (bytes of tensors, shards).
 
@@ -127,8 +134,11 @@ def write(
         (out / name).write_text(content, encoding="utf-8")
     parts = list(split(layout.values(), shards, fused=fused))
 
+    used = int(text.get("num_experts_per_tok", 0))
+    given = Given(layout, heavy_tailed, router_skew, used)
+
     def drawn(part: Stored) -> Iterator[bytes]:
-        return values(part.tensor, part.name, seed, layout, heavy_tailed=heavy_tailed)
+        return values(part.tensor, part.name, seed, given)
 
     placed: dict[str, str] = {}
     for number, shard in enumerate(parts, 1):

@@ -21,8 +21,9 @@ def base(name: str) -> Config:
     return recipe.build(Growth(recipe.layers[0], recipe.units[0], 1, recipe.rows))
 
 
-def grown(name: str, size: int) -> Config:
-    """A configuration whose tensors take about ``size`` bytes.
+def grown(name: str, size: int, width: int = 1) -> Config:
+    """A configuration whose tensors take about ``size`` bytes. With ``width`` matrices are at
+    least so many times as wide as the smallest ones: fewer experts, each of them larger.
 
     Raises:
         UsageError: the architecture's features alone take more, or no growth comes near.
@@ -31,7 +32,7 @@ def grown(name: str, size: int) -> Config:
     least = bytes_of(base(name))
     if least > size * (1 + _TOLERANCE):
         raise UsageError(f"--scale {size}: {name} with all its features takes {least} bytes")
-    for growth in _ladder(recipe):
+    for growth in _ladder(recipe, width):
         fixed = bytes_of(recipe.build(growth))
         if fixed > size * (1 + _TOLERANCE):
             continue
@@ -71,11 +72,11 @@ def resized(config: Config, size: int) -> Config:
     return found
 
 
-def _ladder(recipe: Recipe) -> Iterator[Growth]:
+def _ladder(recipe: Recipe, width: int) -> Iterator[Growth]:
     """Ever larger models with the fewest experts, wider only where layers are used up."""
     for power in range(8):
         for layers in recipe.layers:
-            yield Growth(layers, recipe.units[0], 2**power, recipe.rows)
+            yield Growth(layers, recipe.units[0], width * 2**power, recipe.rows)
 
 
 def _filled(recipe: Recipe, growth: Growth, fixed: int, size: int) -> Config | None:

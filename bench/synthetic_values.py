@@ -20,6 +20,7 @@ import numpy as np
 
 from localrun.errors import UsageError
 from localrun.models.layout import LayoutTensor
+from localrun.plan.hits import picked
 
 CHUNK = 1 << 22
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -30,30 +31,24 @@ _BIAS = 127
 # Of a model with heavy tails: logits of deviation 1 are those of one that expects nothing.
 _HEAD = "lm_head.weight"
 _HEAD_SCALE = 2.0
+_STEERING = re.compile(r"\.ffn\.gate\.bias(_vl)?$")
 _ONES = re.compile(r"norm\d*\.weight$|engram\.[qk]_weight$|hc_\w+_scale$")
 
 
 @dataclass(frozen=True, slots=True)
-class _Given:
+class Given:
     """What values depend on besides their tensor: the layout's tensors by their own names, since a
-    scale needs to know its weight, and whether floats have heavy tails."""
+    scale needs to know its weight; whether floats are drawn from Student's t of the same deviation,
+    and a head's twice as large; and how unevenly routers pick the ``used`` experts of a token."""
 
     peers: Mapping[str, LayoutTensor]
-    heavy_tailed: bool
+    heavy_tailed: bool = False
+    router_skew: float = 0.0
+    used: int = 0
 
 
-def values(
-    tensor: LayoutTensor,
-    name: str,
-    seed: int,
-    peers: Mapping[str, LayoutTensor],
-    *,
-    heavy_tailed: bool = False,
-) -> Iterator[bytes]:
+def values(tensor: LayoutTensor, name: str, seed: int, given: Given) -> Iterator[bytes]:
     """The bytes of one copy of ``tensor`` called ``name``, in pieces of bounded size.
-
-    ``peers`` are the layout's tensors by their own names. With ``heavy_tailed`` floats are drawn
-    from Student's t of the same deviation, and a head's twice as large.
 
     Raises:
         UsageError: a type that no release of these architectures has.
@@ -65,9 +60,11 @@ def values(
     source = np.random.PCG64(key)
     left = tensor.bytes
     if tensor.type.name == "I64":
-        yield from _choices(tensor, source, peers)
+        yield from _choices(tensor, source, given.peers)
         return
-    given = _Given(peers, heavy_tailed)
+    if given.router_skew and _STEERING.search(tensor.name):
+        yield _steering(tensor, source, given).tobytes()
+        return
     while left:
         size = min(left, CHUNK)
         piece = make(tensor, source, size // tensor.type.block_bytes, given)
@@ -134,7 +131,7 @@ def deviation(tensor: LayoutTensor) -> float:
     return float((tensor.shape[-1] * packed) ** -0.5)
 
 
-def _floats(tensor: LayoutTensor, source: np.random.PCG64, count: int, given: _Given) -> Array:
+def _floats(tensor: LayoutTensor, source: np.random.PCG64, count: int, given: Given) -> Array:
     sigma = deviation(tensor)
     if sigma == 0:
         return np.ones(count, dtype="<f4")
@@ -145,7 +142,24 @@ def _floats(tensor: LayoutTensor, source: np.random.PCG64, count: int, given: _G
     return drawn.astype("<f4", copy=False)
 
 
-def _f32(tensor: LayoutTensor, source: np.random.PCG64, count: int, given: _Given) -> Array:
+def _steering(tensor: LayoutTensor, source: np.random.PCG64, given: Given) -> Array:
+    """What is added to a router's scores so that expert i of a random order is among the chosen as
+    often as the planner takes it to be.
+
+    Scores are sqrt(softplus(z)), z about normal: one is above the k-th largest, about where the
+    chances of all add up to k, as often as it is to be if its bias is less by that quantile.
+    """
+    count = tensor.shape[0]
+    chances = picked(count, min(given.used, count), given.router_skew)
+    normal = NormalDist()
+    points = [normal.inv_cdf(1 - min(max(chance, 1e-6), 1 - 1e-6)) for chance in chances]
+    order = np.argsort(_bits(source, count, "<u8"), kind="stable")
+    bias = np.empty(count, dtype="<f4")
+    bias[order] = -np.sqrt(np.log1p(np.exp(np.array(points))))
+    return bias
+
+
+def _f32(tensor: LayoutTensor, source: np.random.PCG64, count: int, given: Given) -> Array:
     weight = _scaled_by(tensor, given.peers)
     if weight is None:
         return _floats(tensor, source, count, given)
@@ -154,28 +168,28 @@ def _f32(tensor: LayoutTensor, source: np.random.PCG64, count: int, given: _Give
     return scales
 
 
-def _bf16(tensor: LayoutTensor, source: np.random.PCG64, count: int, given: _Given) -> Array:
+def _bf16(tensor: LayoutTensor, source: np.random.PCG64, count: int, given: Given) -> Array:
     words = _floats(tensor, source, count, given).view("<u4")
     # To the nearest, ties to even; none is so large that it would overflow.
     rounded: Array = ((words + 0x7FFF + ((words >> 16) & 1)) >> 16).astype("<u2")
     return rounded
 
 
-def _f16(tensor: LayoutTensor, source: np.random.PCG64, count: int, given: _Given) -> Array:
+def _f16(tensor: LayoutTensor, source: np.random.PCG64, count: int, given: Given) -> Array:
     return _floats(tensor, source, count, given).astype("<f2")
 
 
-def _f8(tensor: LayoutTensor, source: np.random.PCG64, count: int, given: _Given) -> Array:
+def _f8(tensor: LayoutTensor, source: np.random.PCG64, count: int, given: Given) -> Array:
     codes: Array = _e4m3()[_bits(source, count, "<u1")]
     return codes
 
 
-def _i8(tensor: LayoutTensor, source: np.random.PCG64, count: int, given: _Given) -> Array:
+def _i8(tensor: LayoutTensor, source: np.random.PCG64, count: int, given: Given) -> Array:
     """Two e2m1 codes a byte; each of the 16 is a number."""
     return _bits(source, count, "<u1")
 
 
-def _e8m0(tensor: LayoutTensor, source: np.random.PCG64, count: int, given: _Given) -> Array:
+def _e8m0(tensor: LayoutTensor, source: np.random.PCG64, count: int, given: Given) -> Array:
     weight = _scaled_by(tensor, given.peers)
     if weight is None:
         raise UsageError(f"{tensor.name}: a scale without a weight")

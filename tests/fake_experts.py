@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from localrun.backends.tiers.staging import room_for
 from localrun.backends.torch.matrices.slots import ExpertSlots
 from localrun.backends.torch.tiers.arms import Arms
 from localrun.backends.torch.tiers.experts import Guess, StreamedExperts
-from localrun.backends.torch.tiers.staging import room_for
 from localrun.backends.torch.tiers.store import ExpertStore
 from localrun.disk.reader import ALIGNMENT, Requests
 from localrun.disk.staged import Stage

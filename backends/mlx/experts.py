@@ -24,8 +24,8 @@ from mlx.nn.layers.base import Module
 from numpy.typing import NDArray
 
 from localrun.backends.mlx.stored_experts import Matrix, Stored
-from localrun.backends.torch.tiers.loads import Loads
-from localrun.backends.torch.tiers.places import Places
+from localrun.backends.tiers.loads import Loads
+from localrun.backends.tiers.places import Places
 from localrun.disk.reader import ALIGNMENT
 from localrun.errors import EngineError
 from localrun.formats.extent import Extent

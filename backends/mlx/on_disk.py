@@ -14,9 +14,9 @@ from localrun.backends.files import files_of
 from localrun.backends.mlx.experts import Bank, Cache, Streamed, Use
 from localrun.backends.mlx.stored_experts import Matrix, layer_of, matrices_of, names_of
 from localrun.backends.mlx.tables import DiskTable, MemoryTable
-from localrun.backends.torch.matrices.row_reads import RowReads
-from localrun.backends.torch.tiers.loads import Loads
-from localrun.backends.torch.tiers.staging import room_for
+from localrun.backends.tiers.loads import Loads
+from localrun.backends.tiers.row_reads import RowReads
+from localrun.backends.tiers.staging import room_for
 from localrun.disk.opening import open_reader
 from localrun.disk.reader import Reader
 from localrun.disk.staged import Stage

@@ -10,8 +10,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from localrun.backends.torch.matrices.row_reads import Fetch, Lying, RowReads
-from localrun.backends.torch.matrices.table_rows import over, parts_of, row_bytes
+from localrun.backends.tiers.row_reads import Fetch, Lying, RowReads
+from localrun.backends.tiers.table_rows import over, parts_of, row_bytes
 from localrun.errors import EngineError, HeaderError, SourceError
 from localrun.formats.text import shown
 from localrun.releases.stored.part import Part

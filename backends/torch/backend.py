@@ -112,7 +112,8 @@ def load(plan: Plan) -> ModelRunner:
         device=device,
         capacity=told.n_ctx,
         kv=told.kv_type,
-        threads=told.threads if device.type == "cpu" else 0,
+        # Beside a card the host computes with the experts that lie in its memory.
+        threads=told.threads if device.type == "cpu" or told.slots_per_layer else 0,
         engram=told.engram or "ram",
         approximate_prefill=told.approximate_prefill,
         cache_device=None if told.kv_on_device else torch.device("cpu"),

@@ -17,9 +17,9 @@ from typing import Final
 import numpy as np
 import torch
 
+from localrun.backends.files import files_of
 from localrun.backends.torch.architectures import architecture
 from localrun.backends.torch.library import failures
-from localrun.backends.torch.loading import files_of
 from localrun.backends.torch.matrices import dense, fp8
 from localrun.backends.torch.matrices.kernels import Kernels
 from localrun.backends.torch.matrices.tiles import Tiled
@@ -61,11 +61,15 @@ def measure_host(
 ) -> HostFigures:
     """In about ``seconds``, besides what loading takes."""
     share = seconds / (len(SMALL_MODELS) + 2)
-    launches: dict[str, Speed] = {}
-    for names, config in SMALL_MODELS:
-        say(f"measuring cpu with torch: a block of {names[0]}")
-        found = Speed(_block(config, share, threads, clock), "measured", "torch")
-        launches |= dict.fromkeys(names, found)
+    best: dict[str, float] = {}
+    # Twice, some time apart: threads that wait for each other stand still while another program
+    # has a core, which makes a token many times longer.
+    for _ in range(2):
+        for names, config in SMALL_MODELS:
+            say(f"measuring cpu with torch: a block of {names[0]}")
+            took = _block(config, share / 2, threads, clock)
+            best |= {name: min(took, best.get(name, took)) for name in names}
+    launches = {name: Speed(took, "measured", "torch") for name, took in best.items()}
     return HostFigures(_products(share, threads, clock), launches)
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
 
 import torch
 
+from localrun.backends.files import files_of
 from localrun.backends.texts import Texts
 from localrun.backends.torch.architectures import architecture
 from localrun.backends.torch.interrupt import Interrupt
@@ -23,17 +23,11 @@ from localrun.backends.torch.tiers.store import ExpertStore
 from localrun.disk.opening import open_reader
 from localrun.disk.staged import Stage
 from localrun.errors import HeaderError
-from localrun.formats.header import Format
 from localrun.hardware.pressure import Pressure
 from localrun.models.bare import flat
-from localrun.ref import PathRef
 from localrun.releases.checkpoint import Checkpoint
 from localrun.releases.read import Source, open_source, release_of
 from localrun.releases.stored.release import weights_of
-from localrun.store.files import ModelFile, ModelFiles
-
-_INDEX: Final = "model.safetensors.index.json"
-_SAFETENSORS: Final = ".safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,24 +135,3 @@ def _reading(source: Source, setup: Setup, singly: Singly | None, stage: Stage) 
             pressure=Pressure().sample,
         )
     return replace(setup, reader=reader, experts=store)
-
-
-def files_of(paths: tuple[str, ...]) -> ModelFiles:
-    """Weights by their paths, and the index beside them where there is one.
-
-    Raises:
-        HeaderError: shards of two formats.
-    """
-    found = [Path(path) for path in paths]
-    kinds = {_format(path) for path in found}
-    if len(kinds) != 1:
-        raise HeaderError("files", 0, "are of two formats", file=str(found[0]))
-    listed = [ModelFile(path.name, path.stat().st_size, "weights", path) for path in found]
-    index = found[0].parent / _INDEX
-    if len(found) > 1 and index.is_file():
-        listed.append(ModelFile(_INDEX, index.stat().st_size, "index", index))
-    return ModelFiles(PathRef(paths[0]), "path", kinds.pop(), tuple(listed))
-
-
-def _format(path: Path) -> Format:
-    return "safetensors" if path.suffix == _SAFETENSORS else "gguf"

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from localrun.backends.tiers.row_reads import RowReads
 from localrun.backends.torch.layers.feed_forward import Experts
 from localrun.backends.torch.matrices import loading, packed
 from localrun.backends.torch.matrices.checked_table import CheckedTable
@@ -23,11 +25,12 @@ from localrun.backends.torch.matrices.disk_table import DiskTable, prefetched
 from localrun.backends.torch.matrices.expert_slots import slots_of
 from localrun.backends.torch.matrices.kernels import Kernels
 from localrun.backends.torch.matrices.rounding import Rounded, RoundedBank, Rounding
-from localrun.backends.torch.matrices.row_reads import RowReads
+from localrun.backends.torch.matrices.slots import ExpertSlots
 from localrun.backends.torch.matrices.stacks import Stack, filled, stack
 from localrun.backends.torch.matrices.table import Table, table_in_memory
 from localrun.backends.torch.matrices.tiles import Tiled, TiledBank
 from localrun.backends.torch.model import Setup
+from localrun.backends.torch.tiers.arms import Arms
 from localrun.errors import HeaderError
 from localrun.formats.text import shown
 from localrun.ggml.types import WEIGHT_TYPES
@@ -39,6 +42,7 @@ from localrun.releases.weights import Weight
 
 if TYPE_CHECKING:
     from localrun.backends.torch.tiers.experts import Guess, StreamedExperts
+    from localrun.backends.torch.tiers.store import ExpertStore
 
 _MARK: Final = "{e}"
 
@@ -159,7 +163,9 @@ class Tensors:
     def over(self, numbers: Tensor) -> Linear:
         """Of numbers that ``plain`` gave: a head that is the embedding. They stay where they are
         and are not counted twice: ``nbytes`` is theirs."""
-        made = packed.brain(numbers, self.kernels) if self._shares(numbers) else Dense(numbers)
+        made = (
+            packed.brain(numbers, self.kernels) if _shares(numbers, self._place) else Dense(numbers)
+        )
         self._taken.append(made)
         return made
 
@@ -171,7 +177,8 @@ class Tensors:
         """
         weights = self._each(name, count, rows, columns)
         form = loading.form_of(weights, self._place)
-        made = self._bank(form, filled(form, weights, self._place, experts=True), weights)
+        stack = filled(form, weights, self._place, experts=True)
+        made = self._bank(form, stack, weights, self._place)
         self._taken.append(made)
         return made
 
@@ -200,20 +207,50 @@ class Tensors:
                 self.bank(name, count, *shape) for name, shape in zip(names, shapes, strict=True)
             )
             return Experts(w1, w3, w2, limit, late)
-        places = self.setup.experts.places(count)
         sources = tuple(
             self._each(name, count, *shape) for name, shape in zip(names, shapes, strict=True)
         )
-        stacks: list[Stack] = []
-        banks: list[Bank] = []
-        for weights in sources:
-            form = loading.form_of(weights, self._place)
-            stacks.append(stack(form, weights[0], places, self._place, experts=True))
-            banks.append(self._bank(form, stacks[-1], weights))
-            self._taken.append(banks[-1])
         name = names[0][: names[0].index(_MARK) + len(_MARK)]
-        slots = slots_of(name, sources, tuple(stacks), banks, limit, late)
+        slots = self._slots(name, sources, self.setup.experts, limit, late)
         return self.setup.experts.layer(slots, top, guess)
+
+    def _slots(
+        self,
+        name: str,
+        sources: tuple[tuple[Weight, ...], ...],
+        store: ExpertStore,
+        limit: float | None,
+        late: bool,
+    ) -> ExpertSlots:
+        """On the CPU in one piece, whatever of it counts as a card's. A card has its own, and the
+        others lie beside it in the host's memory, where its kernels compute with them."""
+        places, place = store.places(len(sources[0])), self._place
+        if place.device.type == "cpu":
+            return self._places(name, sources, places, place, limit, late)
+        near = min(store.card_slots, places)
+        packed = self.setup.numerics.packed and self.kernels.threads > 0
+        host = replace(place, device=torch.device("cpu"), packed=packed)
+        card = self._places(name, sources, near, place, limit, late) if near else None
+        if near == places and card is not None:
+            return card
+        return Arms(card, self._places(name, sources, places - near, host, limit, late))
+
+    def _places(
+        self,
+        name: str,
+        sources: tuple[tuple[Weight, ...], ...],
+        places: int,
+        place: loading.Place,
+        limit: float | None,
+        late: bool,
+    ) -> ExpertSlots:
+        stacks, banks = [], []
+        for weights in sources:
+            form = loading.form_of(weights, place)
+            stacks.append(stack(form, weights[0], places, place, experts=True))
+            banks.append(self._bank(form, stacks[-1], weights, place))
+            self._taken.append(banks[-1])
+        return slots_of(name, sources, tuple(stacks), banks, limit, late)
 
     def table(self, name: str, rows: int, width: int) -> Table:
         """Where ``setup.engram`` says. On disk it is read through ``setup.reader``, and without
@@ -287,11 +324,13 @@ class Tensors:
             return packed.Packed(packed.Products(made, self.kernels), weight, self._place.dtype)
         if not isinstance(made, Tensor):
             return self._rounded(Tiled(made.one(0), *self._how), weight)
-        if self._shares(made):
+        if _shares(made, self._place):
             return packed.brain(made[0], self.kernels)
         return self._rounded(Dense(made[0]), weight)
 
-    def _bank(self, form: str, stack: Stack, weights: Sequence[Weight]) -> Bank:
+    def _bank(
+        self, form: str, stack: Stack, weights: Sequence[Weight], place: loading.Place
+    ) -> Bank:
         """Over matrices that may yet have to be filled, in the form of all ``weights``."""
         made = stack.made
         if isinstance(made, Weights):
@@ -299,17 +338,13 @@ class Tensors:
             return packed.PackedBank(products, tuple(weights), self._place.dtype)
         if not isinstance(made, Tensor):
             return self._rounded_bank(TiledBank(made, *self._how), weights[0])
-        if self._shares(made):
+        if _shares(made, place):
             return packed.brain_bank(made, self.kernels)
         return self._rounded_bank(DenseBank(made), weights[0])
 
     @property
     def _how(self) -> tuple[torch.dtype, torch.dtype, Kernels]:
         return self._compute, self._place.dtype, self.kernels
-
-    def _shares(self, numbers: Tensor) -> bool:
-        """Whether libggml multiplies plain numbers too: it has kernels for BF16 and few tokens."""
-        return self._place.packed and numbers.dtype == torch.bfloat16 and numbers.numel() > 0
 
     def _rounded(self, linear: Linear, weight: Weight) -> Linear:
         rounding = self._rounding(weight)
@@ -337,3 +372,8 @@ def _activation_block(weights: Iterable[Weight]) -> Rounding | None:
                 mantissas, _ = np.frexp(scales.read(0, scales.total))
                 return Rounding(scales.width, bool((mantissas == 0.5).all()))
     return None
+
+
+def _shares(numbers: Tensor, place: loading.Place) -> bool:
+    """Whether libggml multiplies plain numbers too: it has kernels for BF16 and few tokens."""
+    return place.packed and numbers.dtype == torch.bfloat16 and numbers.numel() > 0

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Extent(NamedTuple):
-    """``length`` bytes from ``offset`` of file number ``file``, counted as in ``TensorInfo.file``."""
+    """``length`` bytes from ``offset`` of a file, by its number as in ``TensorInfo.file``."""
 
     file: int
     offset: int

@@ -8,9 +8,9 @@ from localrun.hardware.machine import Machine
 from localrun.models.spec import Group, ModelSpec
 from localrun.plan import work
 from localrun.plan.estimate import estimate
-from localrun.plan.hits import TYPICAL_SKEW
+from localrun.plan.load import Load
 from localrun.plan.memory import Parts, llamacpp_memory, plain_attention
-from localrun.plan.placement import Assignment, Load
+from localrun.plan.placement import Assignment
 from localrun.plan.plan import (
     Budget,
     EngramUse,
@@ -27,6 +27,7 @@ from localrun.plan.plan import (
 from localrun.plan.rooms import Rooms
 from localrun.plan.search import Solution, Source
 from localrun.plan.stack import Layer
+from localrun.plan.staging import hot_rows
 from localrun.plan.verdict import verdict
 from localrun.plan.warn import warnings
 from localrun.plan.whatif import what_if
@@ -53,7 +54,7 @@ def assemble(
     made, request = found.assignment, found.task.request
     told = execution(found, spec, machine, request)
     prediction = estimate(found)
-    token = work.token(made, TYPICAL_SKEW)
+    token = found.task.token(made)
     return Plan(
         model=planned_model(spec, source),
         backend=found.candidate.backend,
@@ -151,7 +152,13 @@ def execution(
         tensor_split=tuple(split) if len(split) > 1 else (),
         tensor_overrides=_overrides(made),
         slots_per_layer=made.host_slots + made.card_slots if made.slotted else 0,
+        card_slots_per_layer=made.card_slots if made.slotted else 0,
+        streams=bool(made.slotted) and made.streams,
+        staging_bytes=sum(load.staging for load in made.loads),
+        mirrors=request.mirrors,
         engram=choice.tables,
+        engram_scales=choice.scales,
+        engram_cache_bytes=hot_rows(made.stack) if made.staged and made.disk_tables else 0,
         numerics=request.numerics or next(iter(found.engine.numerics), ""),
         approximate_prefill=request.approximate_prefill,
     )
@@ -233,6 +240,9 @@ def _on_disk(made: Assignment) -> list[Placement]:
     if made.disk is None:
         return []
     tier, found = made.disk.name, []
+    if made.text_only:
+        for kind, left in (("draft", made.stack.draft), ("vision", made.stack.vision)):
+            found.append(Placement(kind, tier, left.bytes, 1))
     if made.streams:
         kept = _experts(made.slotted, made.card_slots + made.host_slots)
         count = _experts(made.slotted, made.experts) - kept
@@ -278,16 +288,19 @@ def _bytes_per_token(token: work.Token, made: Assignment) -> dict[str, int]:
         read[share.tier] = round(share.weights.read + share.kv)
     disk = round(token.missed) + (token.row_bytes if token.on_disk else 0)
     if not token.on_disk and token.rows:
-        base = made.host or made.cards[0]
-        read[base.room.name] = read.get(base.room.name, 0) + token.row_bytes
+        tier = _tables_tier(made)
+        read[tier] = read.get(tier, 0) + token.row_bytes
     if disk and made.disk is not None:
         read[made.disk.name] = disk
     return read
 
 
+def _tables_tier(made: Assignment) -> str:
+    return next((load.room.name for load in made.loads if load.tables), "")
+
+
 def _engram(token: work.Token, made: Assignment) -> EngramUse:
     if not token.rows:
         return EngramUse()
-    base = made.host or made.cards[0]
-    tier = made.disk.name if token.on_disk and made.disk else base.room.name
+    tier = made.disk.name if token.on_disk and made.disk else _tables_tier(made)
     return EngramUse(tier, token.rows, token.row_bytes, token.reads)

@@ -83,6 +83,9 @@ FAULT_DEPTH = 8
 INSIDE_DEPTH = 16
 # One row of a table in RAM: a cache miss or two.
 RAM_ROW_MS = 0.0001
+# What torch takes for a block of a layer on a CPU, whatever it reads: Python, and the dispatch of
+# small operations. `localrun hardware --calibrate` measures it; this is of one EPYC.
+TORCH_BLOCK_MS = 0.5
 # Time that sampling and the loop around a step take.
 STEP_MS = 0.1
 # One hop of activations between cards of a layer split: 5 to 20 microseconds.
@@ -92,9 +95,21 @@ REDUCE_MS = 0.06
 
 # A CUDA context: 300 to 600 MiB, by card and driver.
 DEVICE_CONTEXT = 450 * MIB
-# Pinned staging of an engine that reads experts ahead.
+# Memory that experts are read into on their way to a slot: so much where it is plenty, otherwise a
+# share of what is free, as long as it holds so many experts. No more are on their way while a token
+# is decoded than it picks in two layers.
 STAGING = 256 * MIB
+STAGED_SHARE = 16
+STAGED_EXPERTS = 4
+STAGED_LAYERS = 2
+# An expert is at most so many stretches of a file, each of which may begin and end inside a page.
+STAGED_STRETCHES = 3
+PAGE = 4096
+# Rows of n-gram tables on disk that were read lately are kept in so much.
+HOT_ROWS = 64 * MIB
 
+# Where runs of a plan were measured: they differ by so much from one day to the next.
+LEAST_BAND = 0.05
 # How far published runs of each class were from the prediction, between the 80th and the 90th
 # percentile of the absolute error of decoding: the columns p80 and p90 of
 # `python bench/planner_accuracy.py --runs FILE --quick`.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from localrun.errors import UsageError
-from localrun.plan.constants import MIB
+from localrun.plan.constants import MIB, TORCH_BLOCK_MS
 from localrun.plan.plan import KvType
 
 Kernels = Literal["tuned", "portable", "reference"]
@@ -35,8 +35,12 @@ class Engine:
     is the one type that it keeps keys and values in, None where a plan chooses among ``kv_types``,
     which are all where none is named; ``host_kv`` and ``host_kernels`` are for where no device
     computes. ``numerics`` names how exactly it can compute, the default first; empty where there is
-    one way. ``whole`` computes from one memory only: plans that divide or stream weights are made,
-    and say that they cannot be executed yet. ``library`` is what its own code takes of RAM, bytes.
+    one way. ``divides`` is false where a device computes all layers or none, ``one_card`` is true
+    where one does at most. ``hides`` says what a read hides behind: the whole step, or what its own
+    layer computes meanwhile. ``block`` is what a block of a layer takes on a CPU whatever it reads,
+    in milliseconds, where that was not measured. ``staged`` reads experts into memory that it
+    measures out by their size; ``text_only`` leaves drafts and vision in the files. ``library`` is
+    what its own code takes of RAM, bytes.
     """
 
     name: str
@@ -57,7 +61,12 @@ class Engine:
     host_kv: KvType | None = None
     host_kernels: Kernels | None = None
     numerics: tuple[str, ...] = ()
-    whole: bool = False
+    divides: bool = True
+    one_card: bool = False
+    hides: Literal["step", "layer"] = "step"
+    block: float = 0.0
+    staged: bool = False
+    text_only: bool = False
     library: int = 0
     source: str = ""
 
@@ -86,18 +95,24 @@ _ENGINES = (
         # Caching allocators lose 2 to 5 % to fragments; the least is planned.
         fragments=0.02,
         kv_types=("native", "bf16", "f16", "f32"),
-        whole=True,
-        # torch 2.13 for CPUs on Linux, imported and having computed its first products.
-        library=232 * MIB,
+        divides=False,
+        one_card=True,
+        hides="layer",
+        block=TORCH_BLOCK_MS,
+        staged=True,
+        text_only=True,
+        # torch 2.13 for CPUs on Linux, imported and having computed its first products, with what
+        # the C library keeps of memory that a step gave back.
+        library=240 * MIB,
         numerics=("fast", "reference", "float32", "float32-qat"),
         source="backends/torch",
     ),
     # Keys and values are what the model computes in: 16 bits with Metal, 32 on a CPU.
     Engine(
         "mlx",
-        "layers",
-        "no",
-        "inside",
+        "slots",
+        "direct",
+        "ahead",
         kv="f16",
         host_kv="f32",
         host_kernels="reference",

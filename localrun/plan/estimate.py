@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from localrun.plan import predict, work
-from localrun.plan.constants import BANDS
+from localrun.plan import predict, terms
+from localrun.plan.constants import BANDS, LEAST_BAND
 from localrun.plan.hits import COLD_SKEW, STEADY_SKEW, TYPICAL_SKEW
+from localrun.plan.learned import Residual
 from localrun.plan.plan import Prediction, Range
 from localrun.plan.search import Solution
 
@@ -13,43 +14,52 @@ def estimate(found: Solution) -> Prediction:
     """Predict decode, prefill and the time to the first token of the task's workload."""
     made, task = found.assignment, found.task
     flow = task.request.workload
-    band = BANDS[workload_class(found)]
+    kind, learned = BANDS[workload_class(found)], task.learned
+    slower, band = _learned(learned.decode, kind)
+    prompts_slower, prompt_band = _learned(learned.prefill, kind)
 
-    def decode(skew: float) -> predict.Terms:
-        token = work.token(made, skew)
-        return predict.token_terms(token, task.rooms, task.engine, task.fit, task.request.threads)
-
-    terms = decode(TYPICAL_SKEW)
-    typical, cold, steady = (1e3 / decode(skew).total for skew in _SKEWS)
+    spent = task.token_terms(made)
+    typical, cold, steady = (1e3 / (task.token_terms(made, skew).total * slower) for skew in _SKEWS)
     prompt = task.prompt_terms(made)
-    prefilled = prompt.total * task.chunks(made)
+    prefilled = prompt.total * task.chunks(made) * prompts_slower
     prefill = 1e3 * max(1, flow.prompt) / prefilled
+    prompt_parts = _parts(prompt, prompts_slower)
     if made.stack.spec.encoder:
-        return _embedding(prompt, prefill, prefilled / 1e3, band)
-    first = (prefilled * bool(flow.prompt) + terms.total) / 1e3
-    parts = {name: _told(time) for name, time in terms.parts.items()}
-    if terms.hidden:
-        parts["hidden behind computing"] = -_told(terms.hidden)
+        return Prediction(
+            prefill_tps=_around(prefill, prompt_band),
+            ttft_s=_around(prefilled / 1e3, prompt_band),
+            bound_by=bound_by(prompt),
+            prefill_terms_ms=prompt_parts,
+            runs=learned.prefill.count if learned.prefill else 0,
+        )
+    first = (prefilled * bool(flow.prompt) + 1e3 / typical) / 1e3
+    parts = _parts(spent, slower)
+    if spent.hidden:
+        parts[terms.HIDDEN] = -_told(spent.hidden * slower)
     return Prediction(
         decode_tps=Range(_low(cold, band), _told(typical), _high(steady, band)),
-        prefill_tps=_around(prefill, band),
-        ttft_s=_around(first, band),
+        prefill_tps=_around(prefill, prompt_band),
+        ttft_s=_around(first, max(band, prompt_band)),
         cold=_around(cold, band),
         steady=_around(steady, band),
-        bound_by=bound_by(terms),
+        bound_by=bound_by(spent),
         terms_ms=parts,
-        prefill_terms_ms={name: _told(time) for name, time in prompt.parts.items()},
+        prefill_terms_ms=prompt_parts,
+        terms_bytes=predict.token_bytes(task.token(made)),
+        runs=learned.decode.count if learned.decode else 0,
     )
 
 
-def _embedding(text: predict.Terms, tps: float, seconds: float, band: float) -> Prediction:
-    """Of an encoder: what embedding a text takes."""
-    return Prediction(
-        prefill_tps=_around(tps, band),
-        ttft_s=_around(seconds, band),
-        bound_by=bound_by(text),
-        prefill_terms_ms={name: _told(time) for name, time in text.parts.items()},
-    )
+def _learned(found: Residual | None, band: float) -> tuple[float, float]:
+    """How many times slower runs were than predicted, and the band that is left around that: twice
+    as far as they lay apart, and no wider than that of a plan nobody has run."""
+    if found is None:
+        return 1.0, band
+    return found.ratio, min(band, max(LEAST_BAND, 2 * found.spread))
+
+
+def _parts(spent: predict.Terms, slower: float) -> dict[str, float]:
+    return {name: _told(time * slower) for name, time in spent.parts.items()}
 
 
 _SKEWS = (TYPICAL_SKEW, COLD_SKEW, STEADY_SKEW)
@@ -70,10 +80,10 @@ def workload_class(found: Solution) -> str:
     return "hybrid" if computed else "all-gpu"
 
 
-def bound_by(terms: predict.Terms) -> str:
+def bound_by(spent: predict.Terms) -> str:
     """The tier or step that the most time of a token goes to."""
     totals: dict[str, float] = {}
-    for name, time in terms.parts.items():
+    for name, time in spent.parts.items():
         tier = name.partition(" ")[0] if name.startswith(("vram", "ram", "unified")) else name
         totals[tier] = totals.get(tier, 0.0) + time
     return max(totals, key=lambda name: totals[name])

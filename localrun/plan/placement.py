@@ -10,114 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from localrun.plan.constants import DEVICE_CONTEXT, STAGING
+from localrun.plan.constants import DEVICE_CONTEXT
 from localrun.plan.engines import Engine
+from localrun.plan.load import Choice, Load
 from localrun.plan.packing import packed
-from localrun.plan.plan import Budget, KvType
 from localrun.plan.rooms import SIMULATED, Room, Rooms
-from localrun.plan.stack import NONE, Layer, Stack, Weights
-
-
-@dataclass(frozen=True, slots=True)
-class Buffers:
-    """Bytes for a micro-batch: on a card, on the card with the output layer, on a host beside cards
-    that compute all layers, on a host that computes some. ``process`` is what the program holds
-    besides, ``library`` what is there whatever the model is."""
-
-    card: int = 0
-    head: int = 0
-    host: int = 0
-    layers: int = 0
-    process: int = 0
-    library: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """What the planner decides. ``card_layers`` counts layers on cards, the head being one more;
-    ``host_experts`` those of them whose experts stay with the host. With ``slots`` experts are
-    kept singly instead, in at most ``cache_bytes`` of the host. ``tables`` is where n-gram tables
-    lie, ``disk`` or beside the embedding."""
-
-    n_ctx: int
-    kv_type: KvType
-    ubatch: int
-    card_layers: int
-    buffers: Buffers = Buffers()
-    host_experts: int = 0
-    kv_on_cards: bool = True
-    slots: bool = False
-    cache_bytes: int | None = None
-    tables: str = ""
-
-
-@dataclass(slots=True)
-class Load:
-    """What one tier holds. ``layers`` are computed from here, ``experts`` are those whose experts
-    lie here ``whole``, ``single`` the experts that its other layers pick from, ``cache`` bytes of
-    slots, ``extras`` what decoding does not read, ``copies`` what lies elsewhere too. ``output`` is
-    true where the output layer is, whether or not it has tensors of its own."""
-
-    room: Room
-    layers: Sequence[Layer] = ()
-    experts: Sequence[Layer] = ()
-    output: bool = False
-    head: Weights = NONE
-    dense: Weights = NONE
-    whole: Weights = NONE
-    single: Weights = NONE
-    embedding: int = 0
-    tables: int = 0
-    extras: int = 0
-    copies: int = 0
-    kv: int = 0
-    compute: int = 0
-    overhead: int = 0
-    cache: int = 0
-
-    def compute_layers(self, stack: Stack, start: int, stop: int, *, slots: bool) -> None:
-        """Compute these layers from here; with ``slots``, their experts lie elsewhere singly."""
-        self.layers = stack.layers[start:stop]
-        self.dense = stack.dense(start, stop)
-        if slots:
-            self.single = stack.experts(stack.routed_before[start], stack.routed_before[stop])
-
-    def hold_experts(self, stack: Stack, start: int, stop: int) -> None:
-        """Keep all experts of these of the layers that have any."""
-        self.experts = stack.routed[start:stop]
-        self.whole = stack.experts(start, stop)
-
-    @property
-    def routed(self) -> int:
-        return self.whole.bytes
-
-    @property
-    def idle(self) -> bool:
-        return not self.total
-
-    @property
-    def weights(self) -> int:
-        held = self.dense.bytes + self.routed + self.head.bytes
-        return held + self.embedding + self.tables + self.extras + self.copies
-
-    @property
-    def total(self) -> int:
-        return self.weights + self.kv + self.compute + self.overhead + self.cache
-
-    @property
-    def free(self) -> int:
-        return self.room.limit - self.total
-
-    def budget(self) -> Budget:
-        return Budget(
-            tier=self.room.name,
-            weights=self.weights,
-            kv=self.kv,
-            compute=self.compute,
-            limit=self.room.limit,
-            expert_cache=self.cache,
-            overhead=self.overhead,
-        )
+from localrun.plan.stack import Layer, Stack
+from localrun.plan.staging import hot_rows, staging
 
 
 @dataclass(slots=True)
@@ -136,6 +35,8 @@ class Assignment:
     disk_tables: int = 0
     fragments: float = 0.0
     uploads: bool = True
+    staged: bool = False
+    text_only: bool = False
 
     @property
     def loads(self) -> list[Load]:
@@ -157,15 +58,23 @@ class Assignment:
         return self.card_slots + self.host_slots < self.experts
 
     @property
+    def row_reads(self) -> int:
+        """Reads of n-gram tables a token: one a row where its scales are in memory."""
+        apart = 0 if self.choice.scales else 1
+        return sum(
+            each.table.rows_per_token * (each.table.pieces if apart else 1)
+            for each in self.stack.tables
+        )
+
+    @property
     def cards_fit(self) -> bool:
         return all(load.free >= 0 for load in self.cards)
 
     @property
     def away(self) -> int:
-        """Bytes of experts that no memory keeps."""
-        return sum(layer.routed.bytes for layer in self.slotted) - sum(
-            load.cache for load in self.loads
-        )
+        """Bytes of experts that no memory keeps, as they lie on disk."""
+        kept = sum(load.cache for load in self.loads)
+        return int((sum(each.routed.bytes for each in self.slotted) - kept) * self.stack.stored)
 
     @property
     def missing(self) -> dict[str, int]:
@@ -207,7 +116,11 @@ def place(choice: Choice, stack: Stack, rooms: Rooms, engine: Engine) -> Assignm
     cards = [Load(room) for room in rooms.cards] if choice.card_layers > 0 else []
     host = Load(rooms.host) if rooms.host else None
     made = Assignment(
-        choice, stack, cards, host, rooms.disk, fragments=engine.fragments, uploads=engine.uploads
+        *(choice, stack, cards, host, rooms.disk),
+        fragments=engine.fragments,
+        uploads=engine.uploads,
+        staged=engine.staged,
+        text_only=engine.text_only and rooms.disk is not None,
     )
     first = 0
     if host is not None:
@@ -246,9 +159,14 @@ def _outside(made: Assignment) -> None:
     stack = made.stack
     base = made.host or made.cards[0]
     base.embedding = stack.embedding.bytes
-    base.extras = stack.draft.bytes + stack.vision.bytes
+    base.extras = 0 if made.text_only else stack.draft.bytes + stack.vision.bytes
     if made.choice.tables == "disk":
         made.disk_tables = stack.table_bytes
+        base.rows = stack.scale_bytes if made.choice.scales else 0
+        base.rows += hot_rows(stack) if made.staged else 0
+        base.overhead += base.rows
+    elif made.choice.tables == "vram" and made.cards:
+        made.cards[0].tables = stack.table_bytes
     else:
         base.tables = stack.table_bytes
 
@@ -259,7 +177,7 @@ def _buffers(made: Assignment) -> None:
     if host is not None:
         alone = not made.cards or bool(host.layers)
         host.compute = buffers.process + (buffers.layers if alone else buffers.host)
-        host.overhead = buffers.library
+        host.overhead += buffers.library
     copied = _largest_matrix(host) if host and made.uploads else 0
     for load in made.cards:
         load.compute = buffers.card + copied
@@ -368,6 +286,10 @@ def _slots(made: Assignment) -> None:
     """Fill what is left with slots, the cards first where they compute all layers."""
     count, host, asked = made.experts, made.host, made.choice.cache_bytes
     each = slot_bytes(made.slotted)
+    if host is not None:
+        host.staging = staging(made.slotted, host.free, made.stack.stored, measured=made.staged)
+        room = max(0, host.free - host.staging)
+        fit = min(room, room if asked is None else asked) // each if each else count
     if made.cards and made.choice.card_layers > len(made.stack.layers):
         own = [[at for at in load.layers if at.experts] for load in made.cards]
         sizes = [slot_bytes(layers) for layers in own]
@@ -376,12 +298,22 @@ def _slots(made: Assignment) -> None:
         if host is None and asked is not None and each:
             fitting.append(asked // each)
         made.card_slots = min(count, *fitting) if fitting else count
+        if host is not None and made.choice.host_first:
+            made.card_slots = min(made.card_slots, max(0, count - fit))
         for load, layers in zip(made.cards, own, strict=True):
             load.cache = held_in(layers, made.card_slots)
     if host is not None and made.card_slots < count:
-        host.overhead += STAGING
-        room = max(0, host.free if asked is None else min(asked, host.free))
-        left = count - made.card_slots
-        made.host_slots = min(left, room // each) if each else left
+        host.overhead += host.staging
+        made.host_slots = min(count - made.card_slots, fit)
         slots = made.card_slots + made.host_slots
         host.cache = held_in(made.slotted, slots) - held_in(made.slotted, made.card_slots)
+        if made.staged and not made.streams and not _apart(made):
+            host.overhead -= host.staging
+            host.staging = 0
+    elif host is not None:
+        host.staging = 0
+
+
+def _apart(made: Assignment) -> bool:
+    """Whether slots are in two memories; a card that is simulated is a part of the host's."""
+    return any(load.cache and load.room.tier.device != SIMULATED for load in made.cards)

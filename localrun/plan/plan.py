@@ -37,6 +37,7 @@ class PlanRequest:
     ``cpu_expert_layers`` layers of which only the experts stay in RAM, ``expert_cache_bytes`` the
     memory that streamed experts are kept in. ``numerics`` is how exactly torch computes;
     ``approximate_prefill`` lets a prompt pass only the layers that keep something of it.
+    ``mirrors`` are directories with copies of the files, on disks of their own.
     """
 
     n_ctx: int | None = None
@@ -55,6 +56,7 @@ class PlanRequest:
     engram: EngramPlace | None = None
     numerics: str | None = None
     approximate_prefill: bool = False
+    mirrors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,11 +132,12 @@ class Execution:
     ``gpu_layers`` counts layers on devices, the output head being one more. ``tensor_overrides``
     are (regular expression over tensor names, tier) pairs, the first that matches decides;
     ``tensor_split`` is the share of the offloaded layers by device. ``slots_per_layer`` counts the
-    experts that are kept of each layer whose experts are kept singly, ``card_slots_per_layer`` those
-    of them on devices; 0 where all experts lie with their layer. ``streams`` says that the others
-    are read from disk, in ``staging_bytes`` of memory. ``mirrors`` are directories that hold copies
-    of the files, on other disks. ``numerics`` is how exactly is
-    computed; the empty one is the backend's default.
+    experts that are kept of each layer whose experts are kept singly, ``card_slots_per_layer``
+    those of them on devices; 0 where all experts lie with their layer. ``streams`` says that the
+    others are read from disk, in ``staging_bytes`` of memory. ``mirrors`` are directories that hold
+    copies of the files, on other disks. Of n-gram tables on disk ``engram_cache_bytes`` are kept of
+    rows that were read, and with ``engram_scales`` all scales that are tensors of their own.
+    ``numerics`` is how exactly is computed; the empty one is the backend's default.
     """
 
     n_ctx: int
@@ -158,6 +161,8 @@ class Execution:
     streams: bool = False
     staging_bytes: int = 0
     mirrors: tuple[str, ...] = ()
+    engram_scales: bool = False
+    engram_cache_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +225,9 @@ class Prediction:
     before and after caches have filled; equal where nothing is cached. ``terms_ms`` are the parts
     of one decoded token, ``prefill_terms_ms`` those of one prompt chunk. An encoder decodes
     nothing: its ``prefill_tps`` are tokens of texts, ``ttft_s`` is one text of the workload's
-    length."""
+    length. Terms have the names of ``plan.terms``; ``terms_bytes`` is what one token reads by the
+    same. ``runs`` counts those of this machine that the speeds rest on, of decoding and of prompts
+    the fewer; 0 where none was like this plan."""
 
     decode_tps: Range = NOTHING
     prefill_tps: Range = NOTHING
@@ -230,6 +237,8 @@ class Prediction:
     bound_by: str = ""
     terms_ms: Mapping[str, float] = field(default_factory=dict)
     prefill_terms_ms: Mapping[str, float] = field(default_factory=dict)
+    terms_bytes: Mapping[str, int] = field(default_factory=dict)
+    runs: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,14 +145,33 @@ def check_machine(request: PlanRequest, machine: Machine, spec: ModelSpec, sourc
             f"{each.name} keeps {each.kv or ' or '.join(each.kv_types)}" for each in engines
         )
         raise PlanRequestError(f"--kv-type {request.kv_type}: {names}, and no other type")
+    if "vram" in kinds and device:
+        _check_division(request, engines, spec)
     _check_numerics(request, engines)
     _check_prefill(request, engines, spec)
-    _check_tables(request, kinds)
+    _check_tables(request, kinds, engines)
     if "unified" in kinds and device:
         if request.cpu_expert_layers:
             raise PlanRequestError("expert layers on the CPU: the machine's one memory holds all")
         if request.gpu_layers is not None and request.gpu_layers <= spec.layers:
             raise PlanRequestError(f"gpu layers {request.gpu_layers}: one memory takes all of them")
+
+
+def _check_division(request: PlanRequest, engines: Sequence[Engine], spec: ModelSpec) -> None:
+    """Beside a card of its own, some engines compute all layers in one place."""
+    if not engines or any(each.divides for each in engines):
+        return
+    layers, name = request.gpu_layers, engines[0].name
+    if layers and layers <= spec.layers:
+        raise PlanRequestError(
+            f"gpu layers {layers}: {name} computes all layers on the GPU or none",
+            hint=f"0, or {spec.layers + 1} for all",
+        )
+    if request.cpu_expert_layers:
+        raise PlanRequestError(
+            f"expert layers on the CPU: {name} keeps experts singly beside a GPU",
+            hint="leave it out; --vram says how much of the GPU may be used",
+        )
 
 
 def _check_numerics(request: PlanRequest, engines: Sequence[Engine]) -> None:
@@ -187,11 +206,10 @@ def _check_prefill(request: PlanRequest, engines: Sequence[Engine], spec: ModelS
         )
 
 
-def _check_tables(request: PlanRequest, kinds: set[TierKind]) -> None:
+def _check_tables(request: PlanRequest, kinds: set[TierKind], engines: Sequence[Engine]) -> None:
     place = request.engram
-    if place == "vram":
-        raise PlanRequestError(
-            "--engram vram: tables are read a few rows a token, from ram or disk; experts need VRAM"
-        )
+    if place == "vram" and engines and not any(each.staged for each in engines):
+        names = ", ".join(each.name for each in engines)
+        raise PlanRequestError(f"--engram vram: {names} reads rows of tables from ram or disk")
     if place is not None and place not in kinds:
         raise PlanRequestError(f"--engram {place}: the machine has no such memory")

@@ -3,21 +3,20 @@
 The model, whose figures and sources are in ``constants``: serial stages add up, a device reads its
 weights once a token at a share of its bandwidth, a layer costs its launches, a change between card
 and host costs a handover, and reads from disk hide behind computing as far as the engine overlaps
-them. Times are milliseconds.
+them. Times are milliseconds; terms have the names of ``terms``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass
 
-from localrun.formats.types import GGUF_TYPES, SAFETENSORS_TYPES
-from localrun.hardware.machine import Compute, Speed, Tier
-from localrun.models.spec import ModelSpec
+from localrun.hardware.machine import Tier
 from localrun.plan import constants
+from localrun.plan import terms as names
 from localrun.plan.constants import Constants
 from localrun.plan.engines import Engine
+from localrun.plan.rates import host_gflops, host_launch, host_rate, stream
 from localrun.plan.rooms import SIMULATED, Rooms
 from localrun.plan.stack import Weights
 from localrun.plan.work import Chunk, Share, Token
@@ -69,9 +68,7 @@ def token_terms(
     parts: dict[str, float] = {}
     for at, share in enumerate(work.cards):
         if rooms.cards[at].tier.device == SIMULATED:
-            rate = _rate(rooms, engine, fit, threads)
-            parts[f"{share.tier} weights"] = share.weights.read / rate / _MS
-            parts[f"{share.tier} kv"] = share.kv / rate / _MS
+            _by_host(parts, share, rooms, engine, fit, threads)
         else:
             _card(parts, share, rooms.cards[at].tier, fit)
     if engine.parallel_cards and len(work.cards) > 1:
@@ -84,22 +81,75 @@ def token_terms(
     if work.host is not None and rooms.host is not None:
         _host(parts, work, rooms, engine, fit, threads)
     if work.handovers:
-        parts["handover"] = work.handovers * fit.handover
-    parts["step"] = constants.STEP_MS
+        parts[names.SYNC] = work.handovers * fit.handover
+    parts[names.STEP] = constants.STEP_MS
     computing = sum(parts.values())
     rows = _rows(work, rooms, engine, computing)
     if rows > 0:
-        parts["n-gram rows"] = rows
+        parts[names.ENGRAM] = rows
     disk = _disk(work, rooms)
     if disk > 0:
-        parts["disk"] = disk
-    return Terms(parts, _overlap(engine, rooms) * min(disk, computing))
+        parts[names.DISK] = disk
+    hidden = _overlap(engine, rooms) * min(disk, computing)
+    if engine.hides == "layer" and not rooms.unified:
+        hidden = min(disk, _beside(work, parts))
+    return Terms(parts, hidden)
 
 
-def _rate(rooms: Rooms, engine: Engine, fit: Constants, threads: int | None = None) -> float:
-    """GB/s of the host's kernels, which a simulated card computes with too."""
+def token_bytes(work: Token) -> dict[str, int]:
+    """What a token reads, by the same names."""
+    found: dict[str, float] = {}
+    for share in (*work.cards, *((work.host,) if work.host else ())):
+        found[names.term(share.tier, names.DENSE)] = share.dense.read
+        found[names.term(share.tier, names.EXPERTS)] = share.experts.read
+        found[names.term(share.tier, names.KV)] = share.kv
+    found[names.DISK] = work.missed
+    found[names.ENGRAM] = work.row_bytes
+    return {name: round(size) for name, size in found.items() if round(size)}
+
+
+def _beside(work: Token, parts: Mapping[str, float]) -> float:
+    """What is computed while experts are fetched: in each layer that misses some, what all tokens
+    share and the experts that are there, then each other one as it arrives. Only the last of these
+    waits for the whole of its read."""
+    if not work.streaming or not work.used:
+        return 0.0
+    missing = min(1.0, work.misses / work.streaming)
+    shares = (*work.cards, *((work.host,) if work.host else ()))
+
+    def time(kind: str) -> float:
+        return sum(parts.get(names.term(share.tier, kind), 0.0) for share in shares)
+
+    dense, blocks = sum(share.dense.read for share in shares), sum(share.blocks for share in shares)
+    shared = time(names.DENSE) * work.beside / dense if dense else 0.0
+    launched = time(names.LAUNCHES) * work.beside_blocks / blocks if blocks else 0.0
+    return missing * (shared + launched + time(names.EXPERTS) * (1 - 1 / work.used))
+
+
+def _by_host(
+    parts: dict[str, float],
+    share: Share,
+    rooms: Rooms,
+    engine: Engine,
+    fit: Constants,
+    threads: int | None,
+    least: float = 0.0,
+) -> None:
+    """What the host's kernels compute, be it for a card that is simulated. Experts are read at
+    ``least`` so fast."""
     assert rooms.host is not None
-    return host_rate(rooms.host.tier, rooms.machine.compute, engine, fit, threads)
+    tier, compute = rooms.host.tier, rooms.machine.compute
+
+    def rate(kind: str) -> float:
+        return host_rate(tier, compute, engine, fit, threads, kind=kind)
+
+    spent = {
+        names.DENSE: share.dense.read / rate(names.DENSE) / _MS,
+        names.EXPERTS: share.experts.read / max(least, rate(names.EXPERTS)) / _MS,
+        names.KV: share.kv / rate(names.DENSE) / _MS,
+        names.LAUNCHES: share.blocks * host_launch(compute, engine),
+    }
+    parts |= {names.term(share.tier, kind): time for kind, time in spent.items() if time}
 
 
 def _overlap(engine: Engine, rooms: Rooms) -> float:
@@ -111,19 +161,28 @@ def _card(parts: dict[str, float], share: Share, tier: Tier, fit: Constants) -> 
     name, speed = share.tier, tier.read.value
     if tier.kind == "unified":
         launches, kv_share = fit.unified_block, _got(tier, fit.unified)
-        time = (share.weights.wide + share.weights.packed) / (kv_share * speed) / _MS
-        packed = 0.0 if _timed(tier) else share.weights.parameters * _packed_share(share.weights)
+        whole = share.weights
+        time = whole.read / (kv_share * speed) / _MS
+        packed = 0.0 if _timed(tier) else whole.parameters * _packed_share(whole)
         unpacking = packed * fit.unpack / (_peak(tier) * 1e9)
         serial = tier.device.startswith(_SERIAL)
         time = time + unpacking if serial else max(time, unpacking)
+        routed = time * share.experts.read / whole.read if whole.read else 0.0
+        dense = time - routed
     else:
         launches, kv_share = fit.gpu_block, _got(tier, fit.gpu_wide)
-        time = share.weights.wide / (kv_share * speed) / _MS
-        time += share.weights.packed / (_got(tier, fit.gpu_packed) * speed) / _MS
-    parts[f"{name} weights"] = time
-    parts[f"{name} launches"] = share.blocks * launches
-    if share.kv:
-        parts[f"{name} kv"] = share.kv / (kv_share * speed) / _MS
+        dense, routed = (
+            weights.wide / (kv_share * speed) / _MS
+            + weights.packed / (_got(tier, fit.gpu_packed) * speed) / _MS
+            for weights in (share.dense, share.experts)
+        )
+    spent = {
+        names.DENSE: dense,
+        names.EXPERTS: routed,
+        names.LAUNCHES: share.blocks * launches,
+        names.KV: share.kv / (kv_share * speed) / _MS,
+    }
+    parts |= {names.term(name, kind): time for kind, time in spent.items() if time}
 
 
 def _timed(tier: Tier) -> bool:
@@ -151,91 +210,19 @@ def _host(
 ) -> None:
     assert work.host is not None
     assert rooms.host is not None
-    tier = rooms.host.tier
-    rate = host_rate(tier, rooms.machine.compute, engine, fit, threads)
-    stream = _stream(tier)
+    tier, least = rooms.host.tier, 0.0
     arms = engine.experts == "slots" and engine.uploads and bool(work.cards)
-    arms = arms and not rooms.simulated
-    if arms and work.host.weights.read:
+    if arms and not rooms.simulated:
         # Both arms work on the missed experts and finish together; both read the same memory.
-        rate = max(rate, min(stream, rate + _link(rooms)))
-    if work.host.weights.read:
-        parts["ram weights"] = work.host.weights.read / rate / _MS
-    if work.host.kv:
-        parts["ram kv"] = work.host.kv / rate / _MS
-
-
-def host_rate(
-    tier: Tier, compute: Compute | None, engine: Engine, fit: Constants, threads: int | None = None
-) -> float:
-    """GB/s of weights that the CPU's matrix-vector products get through.
-
-    What was measured here counts as it is; otherwise the least of what memory delivers and what
-    the cores compute.
-    """
-    if engine.kernels == "reference":
-        return min(constants.REFERENCE_GBPS, _stream(tier))
-    cores = compute.cores if compute and compute.cores else 0
-    used = min(cores, threads) if cores and threads else cores
-    if compute is not None and compute.gemv:
-        rate = _only(compute.gemv)
-        return rate * used / cores if cores else rate
-    rate = _stream(tier) * fit.ram
-    if compute is not None and not engine.numa:
-        # Threads of one socket reach the other's memory through a link, and wait for each other.
-        rate /= compute.sockets
-    if cores:
-        rate = min(rate, used * fit.core)
-    return rate * (fit.portable if engine.kernels == "portable" else 1.0)
-
-
-def _only(measured: Mapping[str, Speed]) -> float:
-    """The figure of ``tuned``; of several, the middle one."""
-    values = sorted(speed.value for speed in measured.values())
-    return values[len(values) // 2]
-
-
-def tuned(compute: Compute | None, spec: ModelSpec) -> Compute | None:
-    """``compute`` with what was measured of single types made into one figure for this model.
-
-    Each type's bytes take their own time; a type that was not measured takes that of the nearest
-    in bits a weight.
-    """
-    if compute is None or not compute.gemv:
-        return compute
-    gemv = _mixed(compute.gemv, spec)
-    prefill = _mixed(compute.prefill, spec)
-    return replace(compute, gemv=gemv, prefill=prefill)
-
-
-def _mixed(measured: Mapping[str, Speed], spec: ModelSpec) -> Mapping[str, Speed]:
-    if not measured:
-        return measured
-    total = time = 0.0
-    for name, (_, size) in spec.tensor_types.items():
-        nearest = min(measured, key=lambda known: abs(_bits(known) - _bits(name)))
-        total += size
-        time += size / measured[name if name in measured else nearest].value
-    return {"": Speed(total / time, "measured")} if time else measured
-
-
-@cache
-def _bits(name: str) -> float:
-    """Bits a weight; of a type that GGUF lacks, those of its plain elements."""
-    known = {kind.name: kind for kind in (*SAFETENSORS_TYPES.values(), *GGUF_TYPES.values())}
-    return known[name].bits_per_weight if name in known else 16.0
-
-
-def _stream(tier: Tier) -> float:
-    """GB/s that streaming reads reach."""
-    measured = tier.read.basis == "measured"
-    return tier.read.value * (1.0 if measured else constants.STREAM_SHARE)
+        rate = host_rate(tier, rooms.machine.compute, engine, fit, threads, kind=names.EXPERTS)
+        least = min(stream(tier), rate + _link(rooms))
+    _by_host(parts, work.host, rooms, engine, fit, threads, least)
 
 
 def _disk(work: Token, rooms: Rooms) -> float:
     if rooms.disk is None or work.misses <= 0:
         return 0.0
-    speed = rooms.disk.tier.read.value * constants.DISK_SUSTAINED
+    speed = rooms.disk_gbps * constants.DISK_SUSTAINED
     return work.missed / speed / _MS + work.misses * constants.EXPERT_READ_MS
 
 
@@ -259,14 +246,25 @@ def _rows(work: Token, rooms: Rooms, engine: Engine, computing: float) -> float:
 
 
 def _iops(rooms: Rooms, depth: int) -> float:
-    """Small reads a second with ``depth`` in flight: as many times those of the next lower depth
-    that is known as there are more reads, and no more than those of the next higher one."""
+    """Small reads a second with ``depth`` in flight, of all disks that hold the files."""
+    return rooms.disks * _disk_iops(rooms, max(1, depth // rooms.disks))
+
+
+def _disk_iops(rooms: Rooms, depth: int) -> float:
+    """Of one disk: as many times those of the next lower depth that is known as there are more
+    reads, and no more than those of the next higher one."""
     known = {at: speed.value for at, speed in rooms.iops.iops.items()}
     lower = max((at for at in known if at <= depth), default=None)
     if lower is None:
         return depth / (constants.FAULT_MS / 1e3)
     higher = min((at for at in known if at >= depth), default=lower)
     return max(1.0, min(known[lower] * depth / lower, max(known[higher], known[lower])))
+
+
+def _mean_rate(rooms: Rooms, engine: Engine, fit: Constants) -> float:
+    """Of a prompt's weights, most of which are experts where there are some."""
+    assert rooms.host is not None
+    return host_rate(rooms.host.tier, rooms.machine.compute, engine, fit, kind=names.EXPERTS)
 
 
 def _link(rooms: Rooms) -> float:
@@ -295,28 +293,28 @@ def chunk_terms(work: Chunk, rooms: Rooms, engine: Engine, fit: Constants) -> Te
         got = _got(tier, fit.unified if unified else fit.gpu_packed)
         reading = size / (got * tier.read.value) / _MS
         if rooms.simulated:
-            peak = _host_gflops(rooms.machine.compute, engine) / 1e3
-            reading = size / _rate(rooms, engine, fit) / _MS
+            peak = host_gflops(rooms.machine.compute, engine) / 1e3
+            reading = size / _mean_rate(rooms, engine, fit) / _MS
         apart = len(work.card_parameters) if engine.parallel_cards else 1
         parts[tier.name] = max(flops / (peak * 1e9), reading) / apart
     if uploads:
         host_parameters = host_bytes = 0.0
     if rooms.host is not None and (host_parameters or work.host_attention):
         flops = work.tokens * (2 * host_parameters + work.host_attention)
-        rate = _rate(rooms, engine, fit)
-        gflops = _host_gflops(rooms.machine.compute, engine)
+        rate = _mean_rate(rooms, engine, fit)
+        gflops = host_gflops(rooms.machine.compute, engine)
         parts["cpu"] = max(flops / (gflops * 1e6), host_bytes / rate / _MS)
     # Copies to a card run beside its computing: the next layer's while this one's is multiplied.
     copied = parts.get("upload", 0.0)
     beside = min(copied, sum(parts.values()) - copied - parts.get("cpu", 0.0))
     computing = sum(parts.values()) - beside
-    parts["step"] = constants.STEP_MS
+    parts[names.STEP] = constants.STEP_MS
     if work.streamed and rooms.disk is not None:
-        speed = rooms.disk.tier.read.value * constants.DISK_SUSTAINED
-        parts["disk"] = work.streamed / speed / _MS
+        speed = rooms.disk_gbps * constants.DISK_SUSTAINED
+        parts[names.DISK] = work.streamed / speed / _MS
     if work.reads and rooms.disk is not None:
-        parts["n-gram rows"] = _chunk_rows(work, rooms, engine)
-    reading = parts.get("disk", 0.0) + parts.get("n-gram rows", 0.0)
+        parts[names.ENGRAM] = _chunk_rows(work, rooms, engine)
+    reading = parts.get(names.DISK, 0.0) + parts.get(names.ENGRAM, 0.0)
     return Terms(parts, beside + _overlap(engine, rooms) * min(reading, computing))
 
 
@@ -329,13 +327,3 @@ def _chunk_rows(work: Chunk, rooms: Rooms, engine: Engine) -> float:
 def _peak(tier: Tier) -> float:
     """TFLOP/s."""
     return tier.flops.value if tier.flops else tier.read.value * _FLOPS_PER_BYTE[tier.kind]
-
-
-def _host_gflops(compute: Compute | None, engine: Engine) -> float:
-    if engine.kernels == "reference":
-        return constants.REFERENCE_GFLOPS
-    if compute is not None and compute.prefill:
-        return _only(compute.prefill)
-    portable = engine.kernels == "portable"
-    each = constants.PORTABLE_GFLOPS if portable else constants.CORE_GFLOPS
-    return each * max(1, compute.cores if compute else 1)

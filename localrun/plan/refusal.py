@@ -10,14 +10,7 @@ from localrun.hardware.machine import Machine
 from localrun.models.spec import ModelSpec
 from localrun.plan.constants import GIB, Constants
 from localrun.plan.plan import PlanRequest, Workload
-from localrun.plan.search import (
-    SMALLEST_N_CTX,
-    UBATCHES,
-    Solution,
-    Source,
-    contexts,
-    search,
-)
+from localrun.plan.search import SMALLEST_N_CTX, UBATCHES, Solution, Source, contexts, search
 from localrun.plan.whatif import shrunk
 
 

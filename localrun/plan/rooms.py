@@ -31,12 +31,14 @@ class Room:
 
 @dataclass(frozen=True, slots=True)
 class Rooms:
-    """``host`` is None on unified memory, whose one card holds everything."""
+    """``host`` is None on unified memory, whose one card holds everything. ``mirrors`` counts the
+    disks beside ``disk`` that hold copies of the files."""
 
     cards: tuple[Room, ...]
     host: Room | None
     disk: Room | None
     machine: Machine
+    mirrors: int = 0
 
     @property
     def unified(self) -> bool:
@@ -46,6 +48,16 @@ class Rooms:
     def simulated(self) -> bool:
         """Whether the card is a part of RAM that was declared one."""
         return any(room.tier.device == SIMULATED for room in self.cards)
+
+    @property
+    def disks(self) -> int:
+        """How many hold the files."""
+        return 1 + self.mirrors
+
+    @property
+    def disk_gbps(self) -> float:
+        """Large reads of all of them together; they are taken to be alike."""
+        return self.disk.tier.read.value * self.disks if self.disk else 0.0
 
     @property
     def iops(self) -> DiskReads:
@@ -63,6 +75,9 @@ def rooms(machine: Machine, request: PlanRequest, engine: Engine, device: bool) 
         for tier in machine.tiers
         if tier.kind == "vram" and device
     ]
+    if engine.one_card:
+        cards = cards[:1]
+    mirrors = len(set(request.mirrors))
     ram, unified = machine.tier("ram"), machine.tier("unified")
     disk = machine.tier("disk")
     if disk is not None and request.disk_read is not None:
@@ -74,8 +89,8 @@ def rooms(machine: Machine, request: PlanRequest, engine: Engine, device: bool) 
         limit = _limit(unified.usable_bytes, request.ram_bytes)
         pool = Room(unified, limit, request.ram_bytes is not None)
         if device:
-            return Rooms((pool,), None, storage, machine)
-        return Rooms((), pool, storage, machine)
+            return Rooms((pool,), None, storage, machine, mirrors)
+        return Rooms((), pool, storage, machine, mirrors)
     if ram is None:
         raise PlanRequestError("the machine has neither a ram nor a unified tier")
     host = Room(ram, _limit(ram.usable_bytes, request.ram_bytes), request.ram_bytes is not None)
@@ -91,7 +106,7 @@ def rooms(machine: Machine, request: PlanRequest, engine: Engine, device: bool) 
         )
         cards = [Room(simulated, request.vram_bytes, True)]
         host = replace(host, limit=max(0, host.limit - request.vram_bytes))
-    return Rooms(tuple(cards), host, storage, machine)
+    return Rooms(tuple(cards), host, storage, machine, mirrors)
 
 
 def _limit(usable: int, asked: int | None) -> int:

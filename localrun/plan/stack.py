@@ -65,8 +65,9 @@ NONE = Weights()
 class Layer:
     """``dense`` is all that every token reads; ``kv`` is bytes of cache at the planned context,
     ``kv_read`` what a token reads of it at the workload's depth. ``blocks`` counts what is computed
-    one after the other: attention, its indexer, routing, experts, hyper-connections' two sides.
-    ``matrix`` is the largest of ``dense``, ``expert_matrix`` that of ``routed``."""
+    one after the other: attention, its indexer, routing, experts, hyper-connections' two sides,
+    rows of n-gram tables. ``shared`` is what of ``dense`` can be computed while routed experts are
+    fetched. ``matrix`` is the largest of ``dense``, ``expert_matrix`` that of ``routed``."""
 
     index: int
     dense: Weights
@@ -77,13 +78,17 @@ class Layer:
     blocks: int
     matrix: int = 0
     expert_matrix: int = 0
+    shared: Weights = NONE
 
 
 @dataclass(frozen=True, slots=True)
 class PlacedTable:
+    """``scales`` of its ``bytes`` are a tensor of their own, 0 where rows hold theirs."""
+
     layer: int
     bytes: int
     table: Table
+    scales: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +118,8 @@ class Stack:
     """A model ready to be placed at one context and KV type.
 
     ``head`` is what follows the layers, with all that a file puts outside of them. ``tied`` is true
-    where the table of the embedding serves as the output matrix too.
+    where the table of the embedding serves as the output matrix too. ``stored`` is what an expert
+    takes in its file, as a share of what it takes in memory.
     """
 
     spec: ModelSpec
@@ -124,6 +130,7 @@ class Stack:
     vision: Weights
     tables: tuple[PlacedTable, ...]
     tied: bool = False
+    stored: float = 1.0
     _sums: Sums = field(init=False)
 
     def __post_init__(self) -> None:
@@ -159,6 +166,11 @@ class Stack:
     def table_bytes(self) -> int:
         return sum(table.bytes for table in self.tables)
 
+    @property
+    def scale_bytes(self) -> int:
+        """Of the tables, what has to be read apart from their rows."""
+        return sum(table.scales for table in self.tables)
+
 
 def weights(groups: Iterable[Group]) -> Weights:
     """Sum groups; a group's active bytes are split as its types split its bytes."""
@@ -176,7 +188,9 @@ def weights(groups: Iterable[Group]) -> Weights:
     return total
 
 
-def stack(spec: ModelSpec, kv: Mapping[int, int], kv_type: KvType, depth: int) -> Stack:
+def stack(
+    spec: ModelSpec, kv: Mapping[int, int], kv_type: KvType, depth: int, stored: float = 1.0
+) -> Stack:
     """Arrange ``spec`` with ``kv`` bytes of cache by layer, for predictions at ``depth`` tokens."""
     kv_read = _read_by_layer(spec, depth, kv_type)
     inside: dict[int, list[Group]] = {index: [] for index in range(spec.layers)}
@@ -184,17 +198,21 @@ def stack(spec: ModelSpec, kv: Mapping[int, int], kv_type: KvType, depth: int) -
     tables: list[PlacedTable] = []
     for group in spec.groups:
         if group.kind == "engram" and group.table is not None:
-            tables.append(PlacedTable(group.layer, group.bytes, group.table))
+            apart = min(group.types.values(), default=0) if group.table.pieces > 1 else 0
+            tables.append(PlacedTable(group.layer, group.bytes, group.table, apart))
         else:
             # What a file puts outside of its layers, or beyond them, goes with the output.
             outside.get(group.kind, inside.get(group.layer, outside["head"])).append(group)
     matrices = _matrices(spec)
     embedding = weights(outside["embedding"])
     output = sum(group.bytes for group in spec.of("head"))
+    joined = {table.layer for table in tables}
     return Stack(
         spec,
         tuple(
-            _layer(index, groups, kv.get(index, 0), kv_read.get(index, 0), matrices)
+            _layer(
+                index, groups, kv.get(index, 0), kv_read.get(index, 0), matrices, index in joined
+            )
             for index, groups in inside.items()
         ),
         embedding,
@@ -203,11 +221,17 @@ def stack(spec: ModelSpec, kv: Mapping[int, int], kv_type: KvType, depth: int) -
         weights(outside["vision"]),
         tuple(tables),
         tied=not spec.encoder and output * 100 < embedding.bytes,
+        stored=stored,
     )
 
 
 def _layer(
-    index: int, groups: list[Group], kv: int, kv_read: int, matrices: Mapping[tuple[int, bool], int]
+    index: int,
+    groups: list[Group],
+    kv: int,
+    kv_read: int,
+    matrices: Mapping[tuple[int, bool], int],
+    joins: bool,
 ) -> Layer:
     routed = [group for group in groups if group.experts is not None]
     experts = next((group.experts for group in routed), None)
@@ -221,9 +245,10 @@ def _layer(
         experts,
         kv,
         kv_read,
-        sum(_BLOCKS.get(group.kind, 0) for group in groups),
+        sum(_BLOCKS.get(group.kind, 0) for group in groups) + joins,
         matrices.get((index, False), 0),
         matrices.get((index, True), 0),
+        weights(group for group in groups if group.kind == "shared_experts"),
     )
 
 

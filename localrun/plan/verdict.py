@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from localrun.plan import terms
 from localrun.plan.plan import Prediction
 from localrun.plan.search import Solution
 
 _BOUND = {
-    "disk": "reads from disk set the pace",
-    "handover": "handovers between GPU and CPU set the pace",
-    "n-gram rows": "n-gram rows from disk set the pace",
-    "step": "the loop around the model sets the pace",
+    terms.DISK: "reads from disk set the pace",
+    terms.SYNC: "handovers between GPU and CPU set the pace",
+    terms.ENGRAM: "n-gram rows from disk set the pace",
+    terms.STEP: "the loop around the model sets the pace",
     "between cards": "traffic between the cards sets the pace",
 }
 
@@ -26,10 +27,12 @@ def verdict(found: Solution, prediction: Prediction) -> str:
         )
     bound = prediction.bound_by
     pace = _BOUND.get(bound, f"the bandwidth of {bound} sets the pace")
+    runs = prediction.runs
+    rests = f", as {runs} run{'s' if runs > 1 else ''} here showed" if runs else ""
     return (
         f"Runs {where} at about {_number(speed.mid)} tokens a second "
-        f"({_number(speed.low)} to {_number(speed.high)}) with {made.choice.n_ctx} tokens of "
-        f"context; {pace}."
+        f"({_number(speed.low)} to {_number(speed.high)}{rests}) "
+        f"with {made.choice.n_ctx} tokens of context; {pace}."
     )
 
 

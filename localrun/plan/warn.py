@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from localrun.hardware.machine import Machine
 from localrun.models.spec import ModelSpec
+from localrun.plan import terms
 from localrun.plan.plan import Prediction
 from localrun.plan.search import Solution
 
@@ -36,14 +37,11 @@ def warnings(
 def _backend(found: Solution, machine: Machine) -> Iterator[str]:
     if found.candidate.problem:
         yield found.candidate.problem
-    if found.apart and not found.candidate.problem:
-        yield (
-            f"this version of the {found.candidate.backend} backend keeps all weights in the one "
-            "memory that it computes from: it cannot run this plan yet"
-        )
     if found.task.request.vram_bytes and not found.rooms.cards:
         yield "--vram is not used: there is no GPU here that this backend computes on"
     discrete = [tier for tier in machine.tiers if tier.kind == "vram"]
+    if found.engine.one_card and found.candidate.device and len(discrete) > 1:
+        yield f"{found.candidate.backend} computes on one card: {discrete[0].name} is used alone"
     if discrete and not found.candidate.device:
         yield (
             f"{discrete[0].device or 'the GPU'} is not used: {found.candidate.backend} is built "
@@ -81,11 +79,11 @@ def _model(spec: ModelSpec, found: Solution) -> Iterator[str]:
 
 def _split(found: Solution, prediction: Prediction) -> Iterator[str]:
     made = found.assignment
-    if not made.cards or made.host is None:
+    if not made.cards or made.host is None or found.rooms.simulated:
         return
-    terms = prediction.terms_ms
-    total = sum(time for time in terms.values() if time > 0)
-    host = sum(time for name, time in terms.items() if name.startswith("ram") or name == "handover")
+    spent = prediction.terms_ms
+    total = sum(time for time in spent.values() if time > 0)
+    host = sum(time for name, time in spent.items() if name.startswith("ram") or name == terms.SYNC)
     if total and host / total > _MOST:
         apart = len(made.host.layers) or len(made.host.experts) or len(made.slotted)
         what = "layers" if made.host.layers else "layers' experts"
@@ -109,9 +107,9 @@ def _mapped(found: Solution, spec: ModelSpec) -> Iterator[str]:
 
 
 def _disk(found: Solution, prediction: Prediction) -> Iterator[str]:
-    terms = prediction.terms_ms
-    total = sum(time for time in terms.values() if time > 0)
-    share = terms.get("disk", 0.0) / total if total else 0.0
+    spent = prediction.terms_ms
+    total = sum(time for time in spent.values() if time > 0)
+    share = spent.get(terms.DISK, 0.0) / total if total else 0.0
     if found.assignment.streams and share > _PACE and not found.rooms.unified:
         yield (
             f"reads of experts from disk take {share:.0%} of a token's time: memory or a faster "
@@ -122,7 +120,7 @@ def _disk(found: Solution, prediction: Prediction) -> Iterator[str]:
 def _idle_card(found: Solution) -> Iterator[str]:
     """A card beside a disk that sets the pace may change nothing."""
     made = found.assignment
-    if not made.cards or made.host is None or not made.streams:
+    if not made.cards or made.host is None or not made.streams or found.rooms.simulated:
         return
     without = found.task.place(replace(made.choice, card_layers=0))
     if without.missing:

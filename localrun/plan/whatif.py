@@ -33,12 +33,14 @@ def what_if(
     choice, request = found.assignment.choice, found.task.request
     fixed = replace(request, ubatch=choice.ubatch, n_ctx=choice.n_ctx, kv_type=choice.kv_type)
     only = replace(source, candidates=(found.candidate,))
-    present = round(1e3 / found.task.token_ms(found.assignment), 3)
+    residual = source.learned.decode
+    slower = residual.ratio if residual else 1.0
+    present = round(1e3 / (found.task.token_ms(found.assignment) * slower), 3)
     answers = []
     for change, other_spec, other_machine, other_request in _changes(found, spec, machine, fixed):
         better, _ = search(other_spec, other_machine, other_request, only, found.task.fit)
         if better is not None:
-            tps = round(1e3 / better.task.token_ms(better.assignment), 3)
+            tps = round(1e3 / (better.task.token_ms(better.assignment) * slower), 3)
             # A change may serve the prompt at the cost of the answer: that is no advice on it.
             if tps >= present:
                 answers.append(WhatIf(change, tps))
@@ -59,7 +61,7 @@ def _changes(
         there = _with(machine, disk, twice)
         yield "a disk twice as fast", spec, there, replace(request, disk_read=asked)
     card = next((tier for tier in machine.tiers if tier.kind == "vram"), None)
-    if card is not None and found.candidate.device:
+    if card is not None and found.candidate.device and not found.engine.one_card:
         count = sum(tier.kind == "vram" for tier in machine.tiers)
         second = replace(card, name=f"vram:{count}")
         there = replace(machine, tiers=(*machine.tiers, second))

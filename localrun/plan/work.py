@@ -5,27 +5,35 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from localrun.plan.constants import FULL_TILE
-from localrun.plan.hits import hit_rate, touched
-from localrun.plan.placement import Assignment, Load
+from localrun.plan.hits import Picking
+from localrun.plan.load import Load
+from localrun.plan.placement import Assignment
 from localrun.plan.stack import NONE, Layer, Weights
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """One device's part. ``blocks`` of ``layers`` it computes; ``kv`` bytes read of the cache."""
+    """One device's part: weights that every token reads, and routed ``experts``. ``blocks`` of
+    ``layers`` it computes; ``kv`` bytes read of the cache."""
 
     tier: str
-    weights: Weights = NONE
+    dense: Weights = NONE
+    experts: Weights = NONE
     kv: float = 0.0
     layers: int = 0
     blocks: int = 0
+
+    @property
+    def weights(self) -> Weights:
+        return self.dense + self.experts
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
     """One decoded token. ``handovers`` counts layers that change between cards and host;
-    ``missed`` bytes and ``misses`` are experts read from disk; ``rows`` n-gram rows in ``reads``
-    reads, the first after ``cover`` layers."""
+    ``missed`` bytes and ``misses`` are experts read from disk, in ``streaming`` layers, which can
+    compute ``beside`` of what all read meanwhile, in ``beside_blocks``; ``rows`` n-gram rows in
+    ``reads`` reads, the first after ``cover`` layers."""
 
     cards: tuple[Share, ...]
     host: Share | None
@@ -37,6 +45,10 @@ class Token:
     reads: int
     cover: int
     on_disk: bool
+    streaming: int = 0
+    used: int = 0
+    beside: float = 0.0
+    beside_blocks: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +68,17 @@ class Chunk:
     host_attention: float
 
 
-def token(made: Assignment, skew: float) -> Token:
-    """The work of one token, with caches in the state that ``skew`` describes."""
+def token(made: Assignment, picking: Picking) -> Token:
+    """The work of one token, with caches in the state that ``picking`` describes."""
     count, used = made.experts, made.used
-    on_cards = hit_rate(made.card_slots, count, used, skew) if made.card_slots else 0.0
-    kept = hit_rate(made.card_slots + made.host_slots, count, used, skew)
+    on_cards = picking.hits(made.card_slots, count, used) if made.card_slots else 0.0
+    kept = picking.hits(made.card_slots + made.host_slots, count, used)
     if made.host is None:
         on_cards = 1.0  # read from the one memory, wherever they came from
     cards = tuple(_share(load, on_cards) for load in made.cards)
     host = None if made.host is None else _host(made, made.host, on_cards)
     misses = sum(layer.experts.used for layer in made.slotted if layer.experts) * (1 - kept)
-    missed = sum(layer.routed.read for layer in made.slotted) * (1 - kept)
+    missed = sum(layer.routed.read for layer in made.slotted) * (1 - kept) * made.stack.stored
     tables = made.stack.tables
     rows = sum(table.table.rows_per_token for table in tables)
     return Token(
@@ -77,27 +89,31 @@ def token(made: Assignment, skew: float) -> Token:
         misses=misses,
         rows=rows,
         row_bytes=sum(table.table.rows_per_token * table.table.row_bytes for table in tables),
-        reads=sum(table.table.rows_per_token * table.table.pieces for table in tables),
+        reads=made.row_reads,
         cover=min((table.layer for table in tables), default=0),
         on_disk=made.disk_tables > 0,
+        streaming=len(made.slotted) if misses > 0 else 0,
+        used=used,
+        beside=sum(layer.shared.read for layer in made.slotted),
+        beside_blocks=sum(1 + bool(layer.shared.bytes) for layer in made.slotted),
     )
 
 
 def _share(load: Load, hits: float) -> Share:
-    total = load.dense + load.head + load.whole + _part(load.single, hits)
     kv = sum(layer.kv_read for layer in load.layers) if load.kv else 0
     blocks = sum(layer.blocks for layer in load.layers)
-    return Share(load.room.name, total, kv, len(load.layers), blocks)
+    routed = load.whole + _part(load.single, hits)
+    return Share(load.room.name, load.dense + load.head, routed, kv, len(load.layers), blocks)
 
 
 def _host(made: Assignment, host: Load, on_cards: float) -> Share:
     share = _share(host, 1.0)
-    extra, kv = share.weights, share.kv
+    extra, kv = share.experts, share.kv
     for load in made.cards:
         extra += _part(load.single, 1 - on_cards)
         if not made.choice.kv_on_cards:
             kv += sum(layer.kv_read for layer in load.layers)
-    return replace(share, weights=extra, kv=kv)
+    return replace(share, experts=extra, kv=kv)
 
 
 def _part(weights: Weights, share: float) -> Weights:
@@ -124,7 +140,7 @@ def _handovers(made: Assignment, on_cards: float) -> int:
 
 
 def chunk(
-    made: Assignment, tokens: int, layers: int, depth: int, skew: float, *, cold: bool
+    made: Assignment, tokens: int, layers: int, depth: int, picking: Picking, *, cold: bool
 ) -> Chunk:
     """The work of ``tokens`` tokens of prompt together, in the first ``layers`` layers.
 
@@ -147,7 +163,7 @@ def chunk(
             here = 1.0 if layer.index in whole or made.host is None else 0.0
             if layer.index in slotted and made.host is not None:
                 here = held
-            picked = _touched(layer, tokens, skew)
+            picked = _touched(layer, tokens, picking)
             parameters += layer.routed.parameters * _small(layer, tokens) * here
             size += picked * here
             host_parameters += layer.routed.parameters * (1 - here)
@@ -157,11 +173,10 @@ def chunk(
         card_bytes.append(size)
     for layer in made.host.layers if made.host else ():
         if layer.index < layers:
-            picked = _touched(layer, tokens, skew)
+            picked = _touched(layer, tokens, picking)
             host_parameters += layer.dense.parameters + layer.routed.parameters
             host_bytes += layer.dense.read + picked
             streamed += picked * (1 - kept) if layer.index in slotted else 0.0
-    reads = sum(table.table.rows_per_token * table.table.pieces for table in made.stack.tables)
     attention = _attention(made, depth, layers)
     return Chunk(
         tokens,
@@ -169,18 +184,19 @@ def chunk(
         tuple(card_bytes),
         host_parameters,
         host_bytes,
-        streamed,
-        reads * tokens if made.disk_tables else 0,
+        streamed * made.stack.stored,
+        made.row_reads * tokens if made.disk_tables else 0,
         attention if made.cards and made.choice.kv_on_cards else 0.0,
         0.0 if made.cards and made.choice.kv_on_cards else attention,
     )
 
 
-def _touched(layer: Layer, tokens: int, skew: float) -> float:
+def _touched(layer: Layer, tokens: int, picking: Picking) -> float:
     """Bytes of a layer's experts that the tokens of a chunk together read."""
     if layer.experts is None:
         return 0.0
-    return touched(tokens, layer.experts.count, layer.experts.used, skew) * layer.experts.bytes
+    found = picking.touched(tokens, layer.experts.count, layer.experts.used)
+    return found * layer.experts.bytes
 
 
 def _small(layer: Layer, tokens: int) -> float:

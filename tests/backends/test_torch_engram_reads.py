@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
+from localrun.backends.tiers.row_reads import Lying, RowReads
 from localrun.backends.torch.matrices.checked_table import CheckedTable
 from localrun.backends.torch.matrices.disk_table import PrefetchedTable, prefetched
-from localrun.backends.torch.matrices.row_reads import Lying, RowReads
 from localrun.disk.reader import ALIGNMENT
 from localrun.errors import DiskReadError, EngineError, SourceError
 from localrun.formats.header import TensorInfo

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from localrun.backends.tiers.places import Places
 from localrun.backends.torch.tiers.arms import Arms
-from localrun.backends.torch.tiers.places import Places
 from localrun.disk.staged import Stage
 from tests.fake_experts import FakeSlots, tiny
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from localrun.backends.torch.tiers.staging import layout
+from localrun.backends.tiers.staging import layout
 from localrun.disk.reader import ALIGNMENT
 from localrun.engine.runner import ForwardAborted
 from localrun.errors import DiskReadError, UsageError

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from localrun.backends.torch.tiers.places import Places
+from localrun.backends.tiers.places import Places
 
 COUNT = 10
 GROUPS = st.lists(st.lists(st.integers(0, COUNT - 1), min_size=1, max_size=4, unique=True))

@@ -23,10 +23,12 @@ from localrun.chat.messages import ChatModel, Message, ReplyEvent, ReplyOptions
 from localrun.cli import run
 from localrun.cli.app import execute
 from localrun.cli.bar import Bar
+from localrun.cli.loading import Prepared
 from localrun.cli.log import CleanFormatter
 from localrun.cli.output import clean_line, clean_text
 from localrun.config import settings
 from localrun.errors import EngineError
+from localrun.plan.plan import Plan
 from localrun.ref import parse
 from localrun.store import pip_source
 from localrun.store.layout import Layout
@@ -249,17 +251,17 @@ def test_generated_tokens_reach_the_terminal_as_text(
 def test_an_engine_s_error_is_shown_as_text(
     payload: str, shown: Shown, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def opened(_: object) -> ChatModel:
+    async def opened(prepared: Prepared) -> tuple[ChatModel, Plan]:
         failed = replace(ending(), error=EngineError(payload))
-        return FakeChat((ReplyEvent(text="x"), failed))
+        return FakeChat((ReplyEvent(text="x"), failed)), prepared.plan
 
-    async def not_opened(_: object) -> ChatModel:
+    async def not_opened(_: Prepared) -> tuple[ChatModel, Plan]:
         raise EngineError(payload)
 
     path = written(tmp_path / "m.gguf", llama_metadata())
-    monkeypatch.setattr("localrun.cli.loading.open_chat", opened)
+    monkeypatch.setattr("localrun.cli.loading.open_chat_as_planned", opened)
     assert spoken(shown, path) == 1
-    monkeypatch.setattr("localrun.cli.loading.open_chat", not_opened)
+    monkeypatch.setattr("localrun.cli.loading.open_chat_as_planned", not_opened)
     assert spoken(shown, path) == 1
 
 

@@ -14,8 +14,8 @@ from localrun.backends.torch.caches.formats import RowFormat, row_bytes
 
 class Rows:
     """Row ``j`` is of tokens ``j * ratio`` to ``(j + 1) * ratio - 1``; there is room for those of
-    ``capacity`` tokens. Rows are only ever added, so any length can be cut to. They lie in ``home``,
-    and are packed and unpacked on ``device``."""
+    ``capacity`` tokens. Rows are only ever added, so any length can be cut to. They lie in
+    ``home``, and are packed and unpacked on ``device``."""
 
     def __init__(
         self,

@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from localrun.backends.torch.matrices.hot_rows import HotRows
+from localrun.backends.tiers.hot_rows import HotRows
+from localrun.backends.tiers.row_reads import Lying, RowReads
+from localrun.backends.tiers.table_rows import over, parts_of, row_bytes
 from localrun.backends.torch.matrices.loading import slabs
-from localrun.backends.torch.matrices.row_reads import Lying, RowReads
 from localrun.backends.torch.matrices.table import (
     Ids,
     Later,
@@ -22,7 +23,6 @@ from localrun.backends.torch.matrices.table import (
     given,
     wanted_rows,
 )
-from localrun.backends.torch.matrices.table_rows import over, parts_of, row_bytes
 from localrun.errors import DiskReadError, HeaderError, SourceError
 from localrun.formats.text import shown
 from localrun.releases.weights import Bytes, Floats, Weight, columns, row_count

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from localrun.backends.tiers.table_rows import in_groups
 from localrun.backends.torch.matrices.loading import fp8_codes, require_numbers, slabs
-from localrun.backends.torch.matrices.table_rows import in_groups
 from localrun.errors import EngineError
 from localrun.formats.text import shown
 from localrun.ggml.quantize import dequantize

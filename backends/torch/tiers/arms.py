@@ -35,13 +35,14 @@ def of_picks(
 
 
 class Arms:
-    """``ExpertSlots`` of two: places of ``card`` come first, then those of ``host``, which is
-    computed on the CPU."""
+    """``ExpertSlots`` of two: places of ``card`` come first, if it has any, then those of ``host``,
+    which is computed on the CPU."""
 
-    def __init__(self, card: ExpertSlots, host: ExpertSlots) -> None:
+    def __init__(self, card: ExpertSlots | None, host: ExpertSlots) -> None:
         self.card, self.host = card, host
         self.name, self.count = host.name, host.count
-        self.slots = card.slots + host.slots
+        self.near = 0 if card is None else card.slots
+        self.slots = self.near + host.slots
         self.slot_nbytes, self.read_nbytes = host.slot_nbytes, host.read_nbytes
         self._copy_s: float | None = None
         self._row_s: float | None = None
@@ -50,8 +51,8 @@ class Arms:
         return self.host.extents(expert)
 
     def fill(self, slot: int, expert: int) -> None:
-        if slot >= self.card.slots:
-            self.host.fill(slot - self.card.slots, expert)
+        if self.card is None or slot >= self.near:
+            self.host.fill(slot - self.near, expert)
             return
         start = perf_counter()
         self.card.fill(slot, expert)
@@ -61,6 +62,8 @@ class Arms:
         """Of experts that are missing, with so many rows each, those that go to the card: as many
         as let both arms finish together, those with most rows first. All, as long as nobody knows
         what that takes."""
+        if self.card is None:
+            return frozenset()
         if self._copy_s is None or self._row_s is None:
             return frozenset(rows)
         copying, computing, chosen = 0.0, sum(rows.values()) * self._row_s, set()
@@ -73,11 +76,11 @@ class Arms:
         return frozenset(chosen)
 
     def __call__(self, x: Tensor, slots: Tensor, weights: Tensor, tokens: int) -> Tensor:
-        on_card = (slots < self.card.slots).reshape(-1)
+        on_card = (slots < self.near).reshape(-1)
+        if self.card is None or not bool(on_card.any()):
+            return self._by_host(x, slots, weights, tokens)
         if bool(on_card.all()):
             return self.card(x, slots, weights, tokens)
-        if not bool(on_card.any()):
-            return self._by_host(x, slots, weights, tokens)
         flat = slots.reshape(-1)
         here, there = on_card.nonzero()[:, 0], (~on_card).nonzero()[:, 0]
         # What a card was told to compute it computes while the host does its own.
@@ -89,18 +92,19 @@ class Arms:
 
     def _by_host(self, x: Tensor, slots: Tensor, weights: Tensor, tokens: int) -> Tensor:
         start = perf_counter()
-        own = (slots - self.card.slots).cpu()
+        own = (slots - self.near).cpu()
         made = self.host(x.cpu(), own, weights.cpu(), tokens).to(x.device)
         self._row_s = _averaged(self._row_s, (perf_counter() - start) / max(1, own.numel()))
         return made
 
     def release(self, first: int) -> int:
-        on_card = self.card.release(first) if first < self.card.slots else 0
-        return on_card + self.host.release(max(0, first - self.card.slots))
+        on_card = self.card.release(first) if self.card is not None and first < self.near else 0
+        return on_card + self.host.release(max(0, first - self.near))
 
     def close(self) -> None:
-        self.card.close()
-        self.host.close()
+        for each in (self.card, self.host):
+            if each is not None:
+                each.close()
 
 
 def _averaged(before: float | None, now: float) -> float:

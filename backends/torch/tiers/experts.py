@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from localrun.backends.tiers.places import Acquired, Places
 from localrun.backends.torch.matrices.slots import ExpertSlots
 from localrun.backends.torch.tiers.arms import Arms, of_picks
-from localrun.backends.torch.tiers.places import Acquired, Places
 
 if TYPE_CHECKING:
     from localrun.backends.torch.tiers.store import ExpertStore

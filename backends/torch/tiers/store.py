@@ -13,11 +13,11 @@ from typing import Final
 
 from torch import Tensor
 
+from localrun.backends.tiers.loads import Loads
+from localrun.backends.tiers.staging import buffers, room_for
 from localrun.backends.torch.matrices.slots import ExpertSlots
 from localrun.backends.torch.model import uninterrupted
 from localrun.backends.torch.tiers.experts import Guess, StreamedExperts
-from localrun.backends.torch.tiers.loads import Loads
-from localrun.backends.torch.tiers.staging import buffers, room_for
 from localrun.backends.torch.tiers.use import CARD, RAM, StoreStats, Uses
 from localrun.disk.reader import Reader
 from localrun.disk.staged import Stage

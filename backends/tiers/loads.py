@@ -18,7 +18,7 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from localrun.backends.torch.tiers.staging import Buffers, Layout, layout
+from localrun.backends.tiers.staging import Buffers, Layout, layout
 from localrun.disk.reader import Pending, Reader
 from localrun.disk.staged import Stage
 from localrun.errors import DiskReadError

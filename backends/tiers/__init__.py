@@ -1,0 +1,1 @@
+"""Knows no library: what streamed experts and rows need, whatever computes with them."""
