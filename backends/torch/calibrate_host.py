@@ -11,11 +11,13 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from localrun.backends.files import files_of
 from localrun.backends.torch.architectures import architecture
@@ -34,7 +36,8 @@ from localrun.hardware.measure_memory import Clock
 from localrun.models.bare import flat
 from localrun.models.describe import describe_config, layout_of
 from localrun.plan.stack import stack
-from localrun.releases.read import open_source, release_of
+from localrun.releases.checkpoint import Checkpoint
+from localrun.releases.read import release_of
 from localrun.releases.stored.release import weights_of
 
 _CPU: Final = torch.device("cpu")
@@ -78,7 +81,7 @@ def _block(config: Mapping[str, object], seconds: float, threads: int, clock: Cl
     spec = describe_config(config)
     blocks = sum(layer.blocks for layer in stack(spec, {}, "bf16", 0).layers)
     with tempfile.TemporaryDirectory() as place, torch.no_grad(), failures(_CPU, "measuring"):
-        source = open_source(files_of((_written(Path(place), config),)))
+        source = Checkpoint(files_of((_written(Path(place), config),)))
         kernels = Kernels(threads)
         try:
             setup = Setup(FAST, _CPU, _CAPACITY, threads=threads, kernels=kernels)
@@ -153,16 +156,15 @@ def _products(seconds: float, threads: int, clock: Clock) -> Mapping[str, Speed]
     eights = fp8.bytes_of(codes, torch.ones(_SIZE // 128, _SIZE // 128), 128, 128)
     numbers = torch.from_numpy(random.standard_normal((_SIZE, _SIZE), np.float32))
     x = torch.from_numpy(random.standard_normal((1, _SIZE), np.float32))
-    runs = {
+    runs: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {
         "F8_E4M3": (eights.nbytes, Tiled(eights, torch.bfloat16, torch.bfloat16, kernels)),
         "F32": (numbers.nbytes, dense.Dense(numbers)),
     }
+    entered = x.bfloat16()
     try:
         return {
             name: Speed(
-                usual_rate(lambda own=own: own(x.bfloat16()), size, seconds, clock) / 1e9,
-                "measured",
-                "torch",
+                usual_rate(partial(own, entered), size, seconds, clock) / 1e9, "measured", "torch"
             )
             for name, (size, own) in runs.items()
         }

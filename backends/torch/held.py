@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from localrun.backends.torch.loading import Loaded
     from localrun.backends.torch.tiers.store import ExpertStore
 
-NOTHING_STORED: Final = StoreStats({}, {}, {}, 0, 0, {}, 0, ())
+NOTHING_STORED: Final = StoreStats({}, {}, {}, 0, 0, {}, 0, 0, ())
 
 
 @dataclass(frozen=True, slots=True)

@@ -226,10 +226,11 @@ class TorchRunner:
     def stats(self) -> RunnerStats:
         """Weights are taken as read once a step, of experts those that were picked. On a card
         ``compute`` is the most that steps took, in the host's memory what the process has grown by
-        since the load beyond its caches."""
+        since the load beyond its caches, of rows and of experts, and what these are read into."""
         held, kv = self._weights, self._held.nbytes
         stored = held.stored()
-        parts = held.memory(kv, self._compute_bytes(kv), stored) if self._loaded else {}
+        kept = kv + stored.filled + stored.staging_bytes
+        parts = held.memory(kv, self._compute_bytes(kept), stored) if self._loaded else {}
         read = held.bytes_read(self._steps, stored)
         waited = held.model.table_use.seconds
         return RunnerStats(
@@ -248,13 +249,13 @@ class TorchRunner:
             notes=stored.notes,
         )
 
-    def _compute_bytes(self, kv: int) -> int:
+    def _compute_bytes(self, kept: int) -> int:
         if self._loaded is None:
             return 0
         if self._device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self._device)
-            return max(0, peak - self._weights.on_card - kv)
-        return max(0, resident() - self._before - kv)
+            return max(0, peak - self._weights.on_card - kept)
+        return max(0, resident() - self._before - kept)
 
     def close(self) -> None:
         """Give the memory back. Again does nothing; any other call then raises."""
@@ -263,7 +264,6 @@ class TorchRunner:
                 self._held.clear()
                 self._loaded.close()
                 self._loaded = None
-                self._weights = 0
 
     def _new_cache(self) -> Cache:
         return self._open().model.new_cache()

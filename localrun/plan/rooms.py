@@ -105,7 +105,8 @@ def rooms(machine: Machine, request: PlanRequest, engine: Engine, device: bool) 
             link=ram.read,
         )
         cards = [Room(simulated, request.vram_bytes, True)]
-        host = replace(host, limit=max(0, host.limit - request.vram_bytes))
+        if not host.asked:
+            host = replace(host, limit=max(0, host.limit - request.vram_bytes))
     return Rooms(tuple(cards), host, storage, machine, mirrors)
 
 

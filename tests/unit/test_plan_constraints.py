@@ -154,13 +154,17 @@ def test_no_vram_is_no_card() -> None:
     assert made.execution.gpu_layers == 0
 
 
-def test_a_flag_may_lower_ram_and_a_simulated_card_takes_its_share_of_it() -> None:
-    spec = spec_of("deepseek-v2-lite", "Q4_K_M")
-    asked = PlanRequest(n_ctx=4096, ram_bytes=16 * GIB, vram_bytes=4 * GIB)
-    made = plan(spec, machine_of(CPU), asked, source("torch"))
+@pytest.mark.parametrize("ram", [16 * GIB, None])
+def test_a_simulated_card_is_counted_apart_and_takes_of_ram_that_nobody_limits(
+    ram: int | None,
+) -> None:
+    spec, machine = spec_of("deepseek-v2-lite", "Q4_K_M"), machine_of(CPU)
+    asked = PlanRequest(n_ctx=4096, ram_bytes=ram, vram_bytes=4 * GIB)
+    made = plan(spec, machine, asked, source("torch"))
+    usable = next(tier.usable_bytes for tier in machine.tiers if tier.name == "ram")
     assert {b.tier: b.limit for b in made.budgets if b.tier != "disk"} == {
         "vram:0": 4 * GIB,
-        "ram": 12 * GIB,
+        "ram": ram or usable - 4 * GIB,
     }
     assert_sound(made, spec)
 

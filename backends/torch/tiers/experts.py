@@ -49,7 +49,7 @@ class StreamedExperts:
         self._top, self._guess = top, guess
         self.arms = slots if isinstance(slots, Arms) else None
         apart = self.arms is not None
-        self.places = Places(slots.slots, self.arms.card.slots if self.arms else card_slots, apart)
+        self.places = Places(slots.slots, self.arms.near if self.arms else card_slots, apart)
         self.picks = np.zeros(slots.count, dtype=np.int64)
         self.expert_nbytes: Final = slots.slot_nbytes
         """Of one place."""

@@ -157,6 +157,7 @@ class ExpertStore:
             guessed=loads.guessed if loads else 0,
             right=loads.right if loads else 0,
             memory={tier: nbytes for tier, nbytes in memory.items() if nbytes},
+            filled=sum(len(layer.places.held) * layer.expert_nbytes for layer in self._layers),
             staging_bytes=loads.staging_bytes if loads else 0,
             notes=tuple(self._notes),
         )

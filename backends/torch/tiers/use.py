@@ -34,7 +34,8 @@ class Use:
 class StoreStats:
     """``experts`` by tier, ``picks[layer]`` of each expert. Of ``guessed`` experts, read ahead of
     need, ``right`` were needed. ``memory`` are slots by tier, whether anything lies in them yet or
-    not; staging memory lies beside them, in the host's."""
+    not, ``filled`` those bytes of them all that have been; staging memory lies beside them, in the
+    host's."""
 
     experts: dict[str, ExpertUse]
     computed: dict[str, int]
@@ -42,6 +43,7 @@ class StoreStats:
     guessed: int
     right: int
     memory: dict[str, int]
+    filled: int
     staging_bytes: int
     notes: tuple[str, ...]
 
