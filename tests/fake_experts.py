@@ -47,6 +47,9 @@ class FakePending:
     def end(self) -> None:
         self._ended.set()
 
+    def leave(self) -> None:
+        """All has been given to the disk."""
+
     def wait(self, check: Callable[[], None] = nobody) -> None:
         while not self._ended.wait(0.01):
             check()
@@ -59,11 +62,12 @@ class FakePending:
 @dataclass
 class FakeDisk:
     """A ``Reader``. Byte ``at`` of a file is what ``byte`` says; reads end at once, or while
-    ``holding`` when it ends. ``failing`` are offsets of reads that fail; while it ``stalls``
-    whoever waits is told so."""
+    ``holding`` when it ends. ``failing`` are offsets of reads that fail, ``refused`` of
+    those that cannot even be begun; while it ``stalls`` whoever waits is told so."""
 
     reads: list[tuple[int, int, bool]] = field(default_factory=list)
     failing: set[int] = field(default_factory=set)
+    refused: set[int] = field(default_factory=set)
     stalls: bool = False
     bytes_read: int = 0
     busy: bool = False
@@ -80,6 +84,9 @@ class FakeDisk:
         assert into.ctypes.data % ALIGNMENT == 0
         columns = (requests.files, requests.offsets, requests.lengths, requests.places)
         rows = list(zip(*(column.tolist() for column in columns), strict=True))
+        for row in rows:
+            if row[1] in self.refused:
+                raise DiskReadError("file", row[1], "refused")
         broken = [row for row in rows if row[1] in self.failing]
         error = DiskReadError("file", broken[0][1], "injected") if broken else None
         pending = FakePending(self, rows[0][1], error)

@@ -35,6 +35,9 @@ class Waiting:
         if self.failure is not None:
             raise self.failure
 
+    def leave(self) -> None:
+        """All has been given to the disk."""
+
     def answer(self) -> None:
         if not self.done:
             self.done = True

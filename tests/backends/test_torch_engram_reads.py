@@ -179,15 +179,31 @@ def test_a_step_that_ended_early_takes_no_memory_from_the_next(tmp_path: Path) -
     written(tmp_path / "t")
     reader = RowReader([tmp_path / "t"])
     made = table(tmp_path / "t", reader, waves=2)
-    for _ in range(3):
-        made.begin(torch.arange(0, COUNT, 200))
-        gc.collect()
-    before = len(reader.begun)
-
-    lookup = made.begin(torch.arange(0, COUNT, 200))
+    gc.disable()  # which may come late
+    try:
+        for _ in range(3):
+            made.begin(torch.arange(0, COUNT, 200))
+        before = len(reader.begun)
+        lookup = made.begin(torch.arange(0, COUNT, 200))
+    finally:
+        gc.enable()
 
     assert len(reader.begun) - before == 2
     assert torch.equal(lookup.rows(), numbers(made, torch.arange(0, COUNT, 200)))
+
+
+def test_who_finds_all_memory_taken_makes_do_with_one_piece_more(tmp_path: Path) -> None:
+    written(tmp_path / "t")
+    reader = RowReader([tmp_path / "t"])
+    made = table(tmp_path / "t", reader, waves=2)
+    ids = torch.arange(0, COUNT, 50)
+
+    first, second = made.begin(ids), made.begin(ids)
+
+    assert torch.equal(second.rows(), numbers(made, ids))
+    assert len(reader.begun) > 8
+    assert len({each.into.ctypes.data for each in reader.begun}) == 3
+    assert torch.equal(first.rows(), numbers(made, ids))
 
 
 def test_a_hot_row_is_not_read_again(tmp_path: Path) -> None:

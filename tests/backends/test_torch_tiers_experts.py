@@ -222,6 +222,51 @@ def test_an_expert_that_cannot_be_read_is_named_and_the_next_step_works() -> Non
     assert caught.value.offset == made.slots[0].extents(5)[0].offset // ALIGNMENT * ALIGNMENT
 
 
+def test_a_read_that_cannot_be_begun_is_named_and_takes_no_buffer_with_it() -> None:
+    with tiny(places=4, buffers=2) as made:
+        made.disk.refused = {*starts(made, 0, 5)}
+        for _ in range(3):
+            with pytest.raises(DiskReadError, match="refused") as caught:
+                run(made, 0, picked(5, 1))
+            assert caught.value.tensor == "layers.0.experts.5"
+
+        made.disk.refused = set()
+        with made.disk.holding():
+            before = made.disk.needed
+            finish = made.layers[0].begin(*picked(5, 6), torch.zeros(1, dtype=torch.int64))
+            begun = made.disk.needed - before
+        assert torch.equal(finish(), made.resident(0, *picked(5, 6)))
+    assert begun == 2 * 2
+
+
+def test_a_guess_that_cannot_be_read_fails_no_step_that_does_not_need_it() -> None:
+    guesses = {1: lambda x, tokens: torch.tensor([[5, 6]])}
+    with tiny(places=4, layers=2, buffers=4, guesses=guesses) as made:
+        made.disk.refused = {*starts(made, 1, 5)}
+        for told in (picked(0, 1), picked(2, 3)):
+            assert torch.equal(run(made, 0, told), made.resident(0, *told))
+            assert torch.equal(run(made, 1, told), made.resident(1, *told))
+
+        run(made, 0, picked(0, 1))
+        with pytest.raises(DiskReadError, match=r"layers\.1\.experts\.5"):
+            run(made, 1, picked(5, 6))
+
+
+def test_nothing_is_guessed_of_a_layer_that_has_all_its_experts() -> None:
+    asked = []
+
+    def guess(x: Tensor, tokens: Tensor) -> Tensor:
+        asked.append(x)
+        return torch.tensor([[4, 5]])
+
+    with tiny(places=8, layers=2, top=4, guesses={1: guess}) as made:
+        for experts in ((0, 1, 2, 3), (4, 5, 6, 7), (0, 1, 2, 3)):
+            run(made, 0, picked(*experts))
+            run(made, 1, picked(*experts))
+
+    assert len(asked) == 2
+
+
 def test_an_expert_that_cannot_be_decoded_does_not_count_as_there() -> None:
     with tiny(places=3, top=3) as made:
         run(made, 0, picked(0, 1, 2))

@@ -8,7 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from localrun.cli.comparison import Hits, compared, expert_lines, held, hits, lines, middle, spent
+from localrun.cli.comparison import (
+    Compared,
+    Hits,
+    compared,
+    computing,
+    expert_lines,
+    held,
+    hits,
+    lines,
+    middle,
+    spent,
+)
 from localrun.engine.runner import ExpertUse, RunnerStats
 from localrun.plan.plan import (
     Budget,
@@ -98,9 +109,20 @@ def test_a_line_says_what_was_measured_first_and_what_nobody_measured() -> None:
 
     said = list(lines(compared(PREDICTED, spent(stats(0), after, 10), 0.2)))
 
-    assert said[0] == "ram dense    5.00 ms, 4.75 ms predicted; 999 B, 1.0 KB predicted"
+    assert said[0] == "ram dense      5.00 ms, 4.75 ms predicted; 999 B, 1.0 KB predicted"
     assert any(line.startswith("handover") and "not measured, 0.12 ms predicted" in line
                for line in said)  # fmt: skip
+
+
+def test_what_a_tier_computes_is_added_up_on_both_sides() -> None:
+    """Kernels are started in every term, and predicted in none of those that are measured."""
+    after = stats(10, ram_dense=0.05, ram_kv=0.01, ram_experts=0.03, disk=0.02)
+
+    found = compared(PREDICTED, spent(stats(0), after, 10), 0.2)
+
+    assert computing(found) == [Compared("ram computing", 6.75, 9.0, 1524, None)]
+    assert "ram computing  9.00 ms, 6.75 ms predicted" in [*lines(found)][-1]
+    assert computing([each for each in found if each.measured_ms is None]) == []
 
 
 def test_of_several_runs_the_middle_counts_term_by_term() -> None:

@@ -285,6 +285,9 @@ def test_a_mirror_is_a_directory_and_reaches_the_plan_in_full(
 
     out, _ = command("plan", "--mirror", "copies", "--mirror", str(tmp_path / "copies"), "--json")
     assert json.loads(out)["request"]["mirrors"] == [str(tmp_path / "copies")]
+    monkeypatch.chdir(smollm2_path.parent)
+    shared, _ = command("plan", "--mirror", ".", "--json")
+    assert any("on the disk of the model" in each for each in json.loads(shared)["warnings"])
     assert execute(["plan", str(smollm2_path), "--mirror", "absent"]) == 2
 
 

@@ -39,6 +39,7 @@ class Held:
         self._done: list[tuple[int, int, int, int]] = []
         self._woken = self._resting = False
         self.refusals: list[int] = []
+        self.broken = self.deaf = False
 
     def submit(self, reads: Array, first: int, count: int) -> int:
         if self.refusals:
@@ -54,13 +55,18 @@ class Held:
         with self._changed:
             self._resting = True
             self._changed.notify_all()
-            self._changed.wait_for(enough, seconds)
+            self._changed.wait_for(lambda: enough() or self.broken, seconds)
+            if self.broken:
+                self.begun.clear()  # as what closes it waits for them
+                raise OSError(errno.EINVAL, "no such queue")
             self._resting = self._woken = False
             found = np.array(self._done, ENDED)
             self._done = []
         return found
 
     def wake(self) -> None:
+        if self.deaf:
+            raise OSError(errno.ENOMEM, "no memory")
         with self._changed:
             self._woken = True
             self._changed.notify_all()
@@ -194,6 +200,25 @@ def test_what_was_read_ahead_is_needed_once_somebody_waits(slow: Reader, held: H
     assert not waiting.is_alive()
 
 
+def test_what_nobody_will_wait_for_is_left_out_and_keeps_no_place(slow: Reader, held: Held) -> None:
+    wrong = slow.begin(rows(1, 2, 3, 4, 5, 6), aligned(6 * 4096), ahead=True)
+    later = slow.begin(rows(30), aligned(4096), ahead=True)
+    assert held.blocks() == [1, 2, 3, 4]
+
+    wrong.leave()
+
+    assert not wrong.done
+    held.end(2)
+    assert held.blocks() == [3, 4, 30]
+    held.end(3)
+    later.wait()
+    assert wrong.done
+    with pytest.raises(DiskReadError, match="offset 20480: nobody waits"):
+        wrong.wait()
+    later.leave()
+    later.wait()
+
+
 @pytest.mark.parametrize("result", [-errno.EIO, 512, 0])
 def test_a_read_that_fails_names_file_and_offset_and_the_others_go_on(
     slow: Reader, held: Held, path: Path, result: int
@@ -231,6 +256,51 @@ def test_a_read_that_the_kernel_does_not_take_fails_or_is_tried_again(
     begun.wait()
 
 
+def test_a_queue_that_breaks_down_fails_all_that_waits_for_it(slow: Reader, held: Held) -> None:
+    needed = slow.begin(rows(1, 2, 3, 4, 5), aligned(5 * 4096))
+    ahead = slow.begin(rows(9), aligned(4096), ahead=True)
+    held.blocks()
+
+    held.broken = True
+    with held._changed:
+        held._changed.notify_all()
+
+    for begun, offset in ((needed, 4096), (ahead, 9 * 4096)):
+        with pytest.raises(DiskReadError, match=rf"offset {offset}: reads of this disk have ended"):
+            begun.wait()
+        assert begun.done
+    with pytest.raises(DiskReadError, match="the reader is closed"):
+        slow.begin(rows(9), aligned(4096))
+
+
+def test_what_nobody_can_be_told_of_is_not_begun(slow: Reader, held: Held) -> None:
+    assert held.blocks() == []
+    held.deaf = True
+    with pytest.raises(OSError, match="no memory"):
+        slow.begin(rows(1), aligned(4096))
+    held.deaf = False
+
+    begun = slow.begin(rows(2), aligned(4096))
+
+    assert held.blocks() == [2]
+    held.end(1)
+    begun.wait()
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="of Linux")
+def test_a_child_gets_no_memory_that_a_disk_may_be_writing_to() -> None:
+    into = aligned(3 * 4096)
+    flags, inside = "", False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first = line.split(" ")[0]
+        if "-" in first:
+            start, end = (int(each, 16) for each in first.split("-"))
+            inside = start <= into.ctypes.data < end
+        elif inside and line.startswith("VmFlags:"):
+            flags = line
+    assert " dc" in flags
+
+
 def test_a_disk_that_stalls_ends_the_wait_and_keeps_the_memory(slow: Reader, held: Held) -> None:
     into = aligned(8192)
     kept = weakref.ref(into)
@@ -242,13 +312,13 @@ def test_a_disk_that_stalls_ends_the_wait_and_keeps_the_memory(slow: Reader, hel
         begun.wait()
 
     assert not begun.done
-    del begun
     gc.collect()
     assert kept() is not None
     held.end(2)
     held.blocks()
-    gc.collect()
+    # At once, though parts know of what they belong to and it of them.
     assert kept() is None
+    begun.wait()
 
 
 def test_a_wait_that_is_ended_leaves_the_reads_to_go_on(slow: Reader, held: Held) -> None:

@@ -14,19 +14,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from localrun.hardware.machine import Compute, Speed
 from localrun.hardware.measurements import Key
 from localrun.learned import files, histograms, residuals
 from localrun.learned.files import MOST_FILES
 from localrun.learned.histograms import ENOUGH_TOKENS, MOST_PICKS, Histogram, added
 from localrun.learned.identity import Identity, Kind, identity_of, kind_of
 from localrun.learned.residuals import MOST_RUNS, Ratios, Runs, ratios, residual
-from localrun.plan.plan import Budget, Execution, PlannedMachine, PlannedModel, PlannedTier
+from localrun.plan.plan import (
+    Budget,
+    Execution,
+    PlannedMachine,
+    PlannedModel,
+    PlannedTier,
+    PlanRequest,
+)
+from tests.planned import machine_of
 from tests.plans import bare_plan
 
 ROOT = Path(__file__).parents[2]
 MODEL = Identity("hf:org/Model:Q4_K_M", 1 << 40, "Q4_K_M")
 MACHINE = Key("AMD Ryzen 9", 32, 64, ("NVIDIA GeForce RTX 4090",), "580.65", "llama.cpp 0.3.36")
-KIND = Kind("torch", "fast", 16, True, ("disk measured", "ram measured"))
+KIND = Kind("torch", "fast", 16, True, ("disk measured", "ram measured"), "0123")
+PLAIN = Execution(512, 512, "f16", 1, 1, False, 0)
 measured = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=5)
 counts = st.lists(st.integers(0, MOST_PICKS), min_size=1, max_size=12)
 picked = st.dictionaries(st.integers(0, 60), counts.map(tuple), max_size=6)
@@ -103,10 +113,18 @@ def test_the_middle_counts_and_the_later_half_says_how_sure_it_is() -> None:
     settled = residual([even(9.0), even(1.0), even(1.0), even(1.1)])
     assert settled is not None
     assert settled.ratio == pytest.approx(1.05)
-    assert settled.spread == pytest.approx(0.05 / 1.05)
+    assert settled.spread == pytest.approx(0.05)
     uneven = residual([ratios(20.0, [10.0, 8.0, 16.0])])
     assert uneven is not None
-    assert (uneven.ratio, uneven.spread) == (2.0, 0.375)
+    assert (uneven.ratio, uneven.spread) == (2.0, pytest.approx(0.6))
+
+
+def test_of_a_few_runs_that_disagree_the_band_holds_all() -> None:
+    for runs in ([3.0, 1.0], [1.0, 3.0], [1.0, 1.0, 3.0]):
+        told = residual([even(each) for each in runs])
+        assert told is not None
+        for each in runs:
+            assert told.ratio / (1 + told.spread) <= each <= told.ratio * (1 + told.spread)
 
 
 @given(st.lists(measured, min_size=1, max_size=MOST_RUNS))
@@ -116,7 +134,7 @@ def test_the_band_of_what_is_learned_holds_the_later_half(runs: list[list[float]
     assert told is not None
     assert told.count == len(runs)
     for tps in (tps for each in runs[len(runs) // 2 :] for tps in each):
-        assert told.ratio * (1 - told.spread) <= 1 / tps * (1 + 1e-9)
+        assert told.ratio / (1 + told.spread) <= 1 / tps * (1 + 1e-9)
         assert 1 / tps <= told.ratio * (1 + told.spread) * (1 + 1e-9)
 
 
@@ -144,7 +162,20 @@ def test_a_kind_of_plan_names_the_tiers_that_hold_something_and_what_their_speed
         ),
     )
 
-    assert kind_of(plan) == Kind("torch", "fast", 7, True, ("disk assumed", "ram specified"))
+    machine = machine_of("cpu:16+ddr5-6000x2:64+nvme4")
+    found = kind_of(plan, machine)
+    tiers_used = "disk assumed", "ram specified"
+    assert found == Kind("torch", "fast", 7, True, tiers_used, found.figures)
+
+
+def test_what_was_learned_of_other_figures_is_not_of_this_kind() -> None:
+    machine, plan = machine_of("cpu:16+ddr5-6000x2:64+nvme4"), bare_plan(PLAIN)
+    again = replace(machine, compute=Compute(16, gemv={"Q8_0": Speed(9.0, "measured")}))
+    told = replace(plan, request=PlanRequest(disk_read=10**9))
+
+    kinds = [kind_of(plan, machine), kind_of(plan, again), kind_of(told, machine)]
+    assert len(set(kinds)) == 3
+    assert kind_of(plan, replace(machine)) == kinds[0]
 
 
 # --- counts ---------------------------------------------------------------------------------------
@@ -244,6 +275,7 @@ def entry(**changes: object) -> str:
     """A whole file of one run, in which one field was changed."""
     key = {"cpu": "c", "cores": 1, "memory_gib": 1, "gpus": [], "driver": "", "library": ""}
     kind = {"backend": "b", "numerics": "", "threads": 1, "streams": False, "tiers": []}
+    kind["figures"] = ""
     runs = {"decode": [[1.0] * 3], "prefill": [[1.0] * 3]} | changes
     model = {"ref": MODEL.ref, "total_bytes": MODEL.total_bytes, "quantization": "Q4_K_M"}
     entries = [{"machine": key, "kind": kind, "runs": runs}]

@@ -9,13 +9,14 @@ import pytest
 from localrun.errors import PlanRequestError
 from localrun.hardware.machine import Compute, HostFigures, Machine, Speed
 from localrun.plan import terms
-from localrun.plan.constants import FITTED, HOT_ROWS, PAGE, STAGED_EXPERTS, STAGING
+from localrun.plan.constants import FITTED, HOT_ROWS, PAGE, ROWS_READ, STAGED_EXPERTS, STAGING
 from localrun.plan.engines import engine
-from localrun.plan.plan import Plan, PlanRequest
+from localrun.plan.plan import Plan, PlanRequest, Workload
 from localrun.plan.planner import plan
 from localrun.plan.predict import token_terms
 from localrun.plan.rates import host_launch, host_rate, tuned
 from localrun.plan.rooms import rooms
+from localrun.plan.search import search
 from localrun.plan.stack import Weights
 from localrun.plan.work import Share, Token
 from tests.planned import assert_sound, machine_of, source, spec_of
@@ -51,7 +52,11 @@ def test_terms_have_their_names_and_bytes() -> None:
     assert tiers < set(found.terms_ms)
     assert {terms.DISK, terms.HIDDEN, terms.SYNC, terms.STEP} < set(found.terms_ms)
     assert {"ram experts", "vram:0 dense", terms.DISK, terms.ENGRAM} < set(found.terms_bytes)
-    assert found.terms_bytes[terms.ENGRAM] == 12_672
+    # Each read is a page, or two where it goes over an edge; numbers and scales lie apart.
+    rows = made(DESKTOP).engram
+    pages = found.terms_bytes[terms.ENGRAM] / PAGE
+    assert rows.bytes_per_token == 12_672
+    assert rows.reads_per_token < pages < rows.reads_per_token * 1.1
     assert all(size > 0 for size in found.terms_bytes.values())
 
 
@@ -208,3 +213,69 @@ def test_an_engine_of_one_place_divides_no_layers_beside_a_card() -> None:
         made(DESKTOP, gpu_layers=3)
     assert made(DESKTOP, gpu_layers=0).execution.gpu_layers == 0
     assert made(DESKTOP, gpu_layers=41).execution.gpu_layers == 41
+
+
+def test_a_card_is_declared_only_for_a_backend_that_computes_for_it() -> None:
+    spec, machine, asked = spec_of(STREAMED), machine_of(CPU), PlanRequest(vram_bytes=24 * GIB)
+    assert plan(spec, machine, asked, source("torch", device=False)).execution.gpu_layers
+    with pytest.raises(PlanRequestError, match="no GPU"):
+        plan(spec, machine, asked, source("mlx", device=False))
+
+
+def test_memory_that_was_told_of_and_is_not_there_is_said() -> None:
+    spec, machine = spec_of("deepseek-v2-lite"), machine_of("cpu:16+ddr5-6000x2:16+nvme4")
+
+    def said(**asked: int) -> list[str]:
+        request = PlanRequest(**asked)  # type: ignore[arg-type]  # sizes of any name
+        found = plan(spec, machine, request, source("torch", device=False))
+        return [each for each in found.warnings if "told to" in each or "--vram" in each]
+
+    assert said() == said(ram_bytes=12 * GIB) == []
+    [beyond] = said(ram_bytes=40 * GIB)
+    assert "of ram, the machine has 16.0 GiB" in beyond
+    [together] = said(ram_bytes=12 * GIB, vram_bytes=12 * GIB)
+    assert "of ram" in together
+    [idle] = said(ram_bytes=12 * GIB, vram_bytes=1 * GIB)
+    assert "--vram 1.0 GiB is not used" in idle
+
+
+@pytest.mark.parametrize("tokens", [1, 64, 512])
+def test_a_short_prompt_takes_at_least_what_its_blocks_do(tokens: int) -> None:
+    """Each chunk is computed block by block, whatever it holds."""
+    machine = calibrated(machine_of(CPU), deepseek_v3=0.25)
+    spec = spec_of("deepseek-v2-lite")
+    asked = PlanRequest(workload=Workload(prompt=tokens, output=8), numerics="fast")
+    for card in (0, 40 * GIB):
+        found = plan(spec, machine, replace(asked, vram_bytes=card), source("torch", device=False))
+        terms_ms = found.prediction.prefill_terms_ms
+        decode = sum(
+            time for name, time in found.prediction.terms_ms.items() if name.endswith("launches")
+        )
+        assert terms_ms[terms.LAUNCHES] == pytest.approx(decode, rel=1e-3)
+        most = 1e3 * tokens / terms_ms[terms.LAUNCHES]
+        assert found.prediction.prefill_tps.mid <= most
+
+
+def test_rows_that_are_read_ahead_have_memory_in_the_plan() -> None:
+    held = {}
+    for name in ("torch", "mlx", "colibri"):
+        spec = spec_of(STREAMED)
+        asked = PlanRequest(ram_bytes=60 * GIB, vram_bytes=0, engram="disk")
+        found = search(spec, machine_of(CPU), asked, source(name, device=False))[0]
+        assert found is not None
+        host = found.assignment.host
+        assert host is not None
+        held[name] = (
+            host.overhead - host.staging - host.rows - found.assignment.choice.buffers.library
+        )
+    assert held == {"torch": ROWS_READ, "mlx": ROWS_READ, "colibri": 0}
+
+
+def test_one_memory_keeps_some_for_experts_on_their_way() -> None:
+    found = plan(spec_of(STREAMED), machine_of("m4-max-128"), PlanRequest(), source("mlx"))
+    expert = next(g.experts for g in spec_of(STREAMED).of("experts") if g.experts)
+    [budget] = [each for each in found.budgets if each.tier == "unified"]
+
+    assert found.execution.streams
+    assert STAGED_EXPERTS * expert.bytes <= found.execution.staging_bytes <= STAGING
+    assert budget.overhead == found.execution.staging_bytes + ROWS_READ
