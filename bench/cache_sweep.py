@@ -60,6 +60,9 @@ class NoDisk:
     def wait(self, check: Callable[[], None] = lambda: None) -> None:
         """They have."""
 
+    def leave(self) -> None:
+        """They have."""
+
     def close(self) -> None:
         """There is nothing."""
 

@@ -125,6 +125,9 @@ class Cache:
                 yield got.hits | got.misses
                 bank.places.let_go([*got.hits, *got.misses])
                 left = got.left
+        except BaseException:
+            self._loads.drop()  # before places are given to others
+            raise
         finally:
             bank.places.abandon()
 

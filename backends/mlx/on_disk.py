@@ -58,6 +58,7 @@ class OnDisk:
         self._before = 0
         self.tables: dict[int, MemoryTable | DiskTable] = {}
         self._banks: list[Bank] = []
+        self._by_file: dict[int, Lookable] = {}
         self._streams: dict[str, list[Matrix]] = {}
         try:
             self._source = self._stack.enter_context(Checkpoint(files_of(files), self._stage))
@@ -138,8 +139,11 @@ class OnDisk:
             _replace(model, path, Streamed(modules[path], bank, self.cache))
 
     def _sources(self, file: int) -> Lookable:
-        info = next(each for each in self._source.header.tensors if each.file == file)
-        return self._source.source(info)
+        # A release has tens of thousands of tensors, and this is asked for each part of an expert.
+        if file not in self._by_file:
+            info = next(each for each in self._source.header.tensors if each.file == file)
+            self._by_file[file] = self._source.source(info)
+        return self._by_file[file]
 
     @property
     def table_bytes(self) -> int:

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localrun.backends.tiers.staging import Buffers, Layout, layout
-from localrun.disk.reader import Pending, Reader
+from localrun.disk.reader import Pending, Reader, nobody
 from localrun.disk.staged import Stage
-from localrun.errors import DiskReadError
+from localrun.errors import DiskReadError, LocalrunError
 from localrun.formats.extent import Extent
 
 _LOOKS_S: Final = 0.1
@@ -51,6 +51,21 @@ class _Read:
 
     def __init__(self, layout: Layout, memory: NDArray[np.uint8], pending: Pending) -> None:
         self.layout, self.memory, self.pending = layout, memory, pending
+
+
+class _Refused:
+    """A ``Pending`` of reads that could not be begun: whoever waits for them is told."""
+
+    done, seconds = True, 0.0
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def wait(self, check: Callable[[], None] = nobody) -> None:
+        raise self._error
+
+    def leave(self) -> None:
+        """There is nothing."""
 
 
 class Load:
@@ -239,8 +254,15 @@ class Loads:
         memory = self._buffers.take()
         if memory is None:
             return None
-        laid = layout(slots.extents(expert))
-        return _Read(laid, memory, self._reader.begin(laid.requests, memory, ahead=ahead))
+        pending: Pending
+        laid = layout(())
+        try:
+            laid = layout(slots.extents(expert))
+            pending = self._reader.begin(laid.requests, memory, ahead=ahead)
+        except (LocalrunError, OSError, MemoryError) as error:
+            # Its buffer comes back as that of any read that failed, its error where it is needed.
+            pending = _Refused(error)
+        return _Read(laid, memory, pending)
 
 
 def _hold_up(load: Load) -> None:

@@ -41,6 +41,11 @@ class Places:
         return expert in self._at and expert not in self._coming
 
     @property
+    def number(self) -> int:
+        """Of experts that are there."""
+        return len(self._at) - len(self._coming)
+
+    @property
     def held(self) -> tuple[int, ...]:
         """Experts that are there, the least recently used first."""
         return tuple(expert for expert in self._at if expert not in self._coming)
@@ -77,10 +82,11 @@ class Places:
 
     def _vacant(self, on_card: bool) -> int | None:
         if not self._free:
-            loose: Iterable[int] = (each for each in self._at if each not in self._needed)
+            loose = (each for each in self._at if each not in self._needed)
             if self._apart:
-                loose = sorted(loose, key=lambda each: self._is_near(each) != on_card)
-            given_up = next(iter(loose), None)
+                given_up = min(loose, key=lambda each: self._is_near(each) != on_card, default=None)
+            else:
+                given_up = next(loose, None)
             if given_up is None:
                 return None
             self.drop(given_up)

@@ -93,10 +93,14 @@ class RowReads:
         """Memory for a wave, or None while others have it all."""
         if sum(each.waves for each in self._fetches) >= self._waves:
             return None
+        return self.more()
+
+    def more(self) -> Bytes:
         return self._free.pop() if self._free else aligned(self.wave_bytes)
 
     def give(self, memory: Bytes) -> None:
-        self._free.append(memory)
+        if len(self._free) < self._waves:
+            self._free.append(memory)
 
 
 class Fetch:
@@ -137,7 +141,7 @@ class Fetch:
         while self._flying or self._begun < self._ids.size:
             if not self._flying:
                 # All memory is with fetches that are waited for later than this one.
-                self._begin(aligned(self._reads.wave_bytes))
+                self._begin(self._reads.more())
             self._land()
             self.advance()
 

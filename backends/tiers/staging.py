@@ -84,7 +84,8 @@ class Buffers:
         return self._free.pop() if self._free else None
 
     def put(self, memory: NDArray[np.uint8], pending: Pending) -> None:
-        """Back, as soon as nothing is read into it."""
+        """Back, as soon as nothing is read into it: what could still be left out is."""
+        pending.leave()
         self._leaving.append((pending, memory))
 
     @property

@@ -31,7 +31,7 @@ NAME: Final = "torch"
 VERSION: Final = "2.13.0"
 _NEEDED: Final = ("torch", "tokenizers")
 _KV_TYPES: Final[frozenset[KvType]] = frozenset({"f16", "bf16", "f32", "native"})
-_TABLES: Final = ("", "ram", "disk", "vram")
+_TABLES: Final = ("", "ram", "unified", "disk", "vram")
 _SIMULATED: Final = "simulated"
 _BROKEN: Final = (ImportError, OSError, RuntimeError, AttributeError)
 
@@ -180,7 +180,7 @@ def _executable(plan: Plan) -> None:
     layers = plan.model.layers
     if 0 < told.gpu_layers <= layers and not _simulated(plan):
         raise EngineError(
-            f"{plan.ref}: this plan computes {told.gpu_layers} of {layers} layers and the head on "
+            f"{plan.ref}: this plan computes {told.gpu_layers - 1} of {layers} layers and the head on "
             "a card, the others on the host: the torch backend has all layers on one of them",
             hint="plan again; --vram 0 computes everything on the CPU",
         )

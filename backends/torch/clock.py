@@ -45,8 +45,8 @@ class Stopwatch:
         self.restart()
 
     @property
-    def seconds(self) -> Mapping[Term, float]:
-        return dict(self._seconds)
+    def seconds(self) -> Mapping[str, float]:
+        return {str(name): spent for name, spent in self._seconds.items()}
 
     def take(self) -> Mapping[Term, float]:
         """Seconds by term since the last ``take`` or ``restart``; counting goes on."""

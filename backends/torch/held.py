@@ -43,11 +43,15 @@ class Held:
         cache: dict[str, int] = defaultdict(int)
         card_share = told.card_slots_per_layer / max(1, told.slots_per_layer)
         outside = model.nbytes - model.head_bytes
+        # Rows that are kept as they are read take memory then: a step's growth has them.
+        later = told.engram_cache_bytes if told.engram == DISK else 0
         for number, layer in enumerate(model.layer_bytes):
             tier = tiers.layer(number)
             weights[tier] += layer.dense
             read[tier] += layer.dense
-            weights[CARD if told.engram == "vram" else RAM] += layer.table
+            there = max(0, layer.table - later)
+            later -= layer.table - there
+            weights[CARD if told.engram == "vram" else RAM] += there
             outside -= layer.dense + layer.table + layer.experts
             if store is None:
                 on_card = int(layer.experts * _share(told, tier, card_share))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from localrun.cli.output import size
 from localrun.cli.plan_view import place
 from localrun.plan.rooms import SIMULATED
-from localrun.plan.terms import DENSE, DISK, HIDDEN, KV, LAUNCHES, STEP
+from localrun.plan.terms import DENSE, DISK, EXPERTS, HIDDEN, KV, LAUNCHES, STEP, term
 
 if TYPE_CHECKING:
     from localrun.engine.runner import ExpertUse, RunnerStats
@@ -100,8 +100,11 @@ def compared(prediction: Prediction, found: Spent, step_ms: float) -> list[Compa
     ]
 
 
+COMPUTING: Final = "computing"
+_COMPUTED: Final = frozenset((DENSE, EXPERTS, KV, LAUNCHES))
 # What a runner measures together is predicted apart: whoever waits for a disk sees only what was
-# not hidden, and kernels are started, and rows looked at, within what they do.
+# not hidden, and kernels are started, and rows looked at, within what they do. Which of a tier's
+# terms its kernels were started in nobody predicts: ``computing`` has the sums to hold together.
 _PARTS: Final = ((LAUNCHES, DENSE), (KV, DENSE), (HIDDEN, DISK))
 
 
@@ -120,12 +123,39 @@ def _is(name: str, kind: str) -> bool:
     return name == kind or name.endswith(f" {kind}")
 
 
+def computing(terms: Sequence[Compared]) -> list[Compared]:
+    """By tier, all that is computed from it: its terms added up, those that nobody measured too.
+    Of tiers that only one term is told of there is nothing to add."""
+    by_tier: dict[str, list[Compared]] = {}
+    for each in terms:
+        tier, _, kind = each.term.partition(" ")
+        if kind in _COMPUTED:
+            by_tier.setdefault(tier, []).append(each)
+    return [
+        Compared(
+            term(tier, COMPUTING),
+            _sum(each.predicted_ms for each in parts),
+            _sum(each.measured_ms for each in parts),
+            _whole(_sum(each.predicted_bytes for each in parts)),
+            _whole(_sum(each.measured_bytes for each in parts)),
+        )
+        for tier, parts in by_tier.items()
+        if len(parts) > 1 and any(each.measured_ms is not None for each in parts)
+    ]
+
+
+def _sum(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
 def _whole(count: float | None) -> int | None:
     return None if count is None else round(count)
 
 
 def lines(terms: Sequence[Compared]) -> Iterator[str]:
-    """One line a term for a person."""
+    """One line a term for a person, and one for what each tier computes in all."""
+    terms = [*terms, *computing(terms)]
     width = max((len(each.term) for each in terms), default=0)
     for each in terms:
         parts = [_beside(each.measured_ms, each.predicted_ms, _ms)]

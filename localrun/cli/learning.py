@@ -51,7 +51,7 @@ def plan_with_learned(
     source = replace(source, learned=Learned(picks=picked.shares(spec.experts_used)))
     if speeds and runs.by_kind:
         # What is known of a kind of plan can be asked for only when there is one; it moves no byte.
-        known = runs.of(kind_of(plan(spec, machine, request, source)))
+        known = runs.of(kind_of(plan(spec, machine, request, source), machine))
         learned = replace(
             source.learned,
             decode=residuals.residual(known.decode),
@@ -88,7 +88,7 @@ def remember_speed(
             folder_of(settings()),
             identity_of(prepared.plan.model),
             key_here(machine),
-            kind_of(prepared.plan),
+            kind_of(prepared.plan, machine),
             decode=residuals.ratios(bare.decode_tps.mid, decode_tps),
             prefill=residuals.ratios(bare.prefill_tps.mid, prefill_tps),
         )

@@ -237,8 +237,23 @@ def plan_found(
     if learn and machine.name == AUTO:
         from localrun.cli.learning import plan_with_learned
 
-        return plan_with_learned(found.spec, machine, request, source, explore=explore)
-    return plan(found.spec, machine, request, source, explore=explore)
+        made = plan_with_learned(found.spec, machine, request, source, explore=explore)
+    else:
+        made = plan(found.spec, machine, request, source, explore=explore)
+    notes = tuple(_on_one_disk(found, request.mirrors))
+    return replace(made, warnings=(*made.warnings, *notes)) if notes else made
+
+
+def _on_one_disk(found: Found, mirrors: Sequence[str]) -> Iterator[str]:
+    """Copies that lie where the model does: a plan takes each of them for a disk of its own."""
+    weights = found.files.weights if found.files else ()
+    own = {file.path.stat().st_dev for file in weights if file.path and file.path.exists()}
+    for folder in mirrors:
+        if Path(folder).is_dir() and Path(folder).stat().st_dev in own:
+            yield (
+                f"--mirror {folder} is on the disk of the model itself: both share its speed, and "
+                "reads from disk take longer than is said here"
+            )
 
 
 def source_of(found: Found, chosen: tuple[Candidate, ...]) -> Source:

@@ -48,6 +48,7 @@ async def measured(
     prefill = _Samples(f"pp{prompt_tokens}", lambda timings: timings.prefill_tps)
     decode = _Samples(f"tg{decode_tokens}", lambda timings: timings.decode_tps)
     try:
+        noted = (await client.stats()).notes
         await _generate(client, prompt_tokens, WARM_TOKENS, 0)  # warms caches and pages
         for turn in range(1, repetitions + 1):
             await prefill.take(client, prompt_tokens, 1, turn)
@@ -55,7 +56,8 @@ async def measured(
         stats = await client.stats()
     finally:
         await client.close()
-    if plan == prepared.plan:
+    # A runner that gave memory back meanwhile has not run what was planned.
+    if plan == prepared.plan and stats.notes == noted:
         problem = remember_speed(prepared, decode_tps=decode.samples, prefill_tps=prefill.samples)
         if problem:
             note(problem)

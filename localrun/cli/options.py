@@ -26,6 +26,7 @@ _UNITS = {
     "TIB": 1 << 40,
 }
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]I?B)?\s*", re.IGNORECASE | re.ASCII)
+_MOST_DIGITS = 40
 
 
 def parse_size(text: str) -> int:
@@ -41,6 +42,11 @@ def parse_size(text: str) -> int:
             hint="write bytes, or a number with KB MB GB TB KiB MiB GiB TiB, such as 24GB",
         )
     number, unit = match.group(1), (match.group(2) or "").upper()
+    if len(number) > _MOST_DIGITS:
+        raise UsageError(
+            f"size {number[:20]}… has {len(number)} digits",
+            hint="no machine has as much: write a unit, such as 24GB",
+        )
     value = float(number) * _UNITS[unit] if "." in number else int(number) * _UNITS[unit]
     if "." in number and not unit:
         raise UsageError(f"size {text!r} has a fraction of a byte", hint="add a unit, such as GB")
@@ -178,7 +184,7 @@ DiskSpeed = Annotated[
     ),
 ]
 Engram = Annotated[
-    Literal["ram", "disk", "unified"] | None,
+    Literal["ram", "disk", "vram", "unified"] | None,
     typer.Option("--engram", help="Where n-gram tables lie; else where they cost least."),
 ]
 Mirror = Annotated[

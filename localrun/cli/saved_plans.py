@@ -137,6 +137,7 @@ def _executable(saved: Plan, found: Found, machine: Machine, path: Path) -> None
         ("slots_per_layer", told.slots_per_layer, 0, _MOST_LAYERS),
         ("card_slots_per_layer", told.card_slots_per_layer, 0, told.slots_per_layer),
         ("staging_bytes", told.staging_bytes, 0, _MOST_STAGING),
+        ("engram_cache_bytes", told.engram_cache_bytes, 0, _MOST_STAGING),
     )
     for field, value, least, most in bounds:
         if not least <= value <= most:
@@ -144,13 +145,24 @@ def _executable(saved: Plan, found: Found, machine: Machine, path: Path) -> None
                 f"--plan {path}: execution.{field} is {value}, from {least} to {most} is possible",
                 hint="plan again, with a flag for what should be different",
             )
-
+    kept, there = told.slots_per_layer, _most_experts(found)
+    if 0 < kept < there and not told.streams:
+        raise UsageError(
+            f"--plan {path}: execution.slots_per_layer is {kept} of {there} experts, and "
+            "execution.streams is false: nothing says where the others come from",
+            hint="plan again: it was made by an older version, or changed",
+        )
     for at, folder in enumerate(told.mirrors):
         if not Path(folder).is_dir():
             raise UsageError(
                 f"--plan {path}: execution.mirrors.{at} is {folder!r}, no directory here",
                 hint="plan again with --mirror, or without",
             )
+
+
+def _most_experts(found: Found) -> int:
+    """Of a layer."""
+    return max((each.experts.count for each in found.spec.groups if each.experts), default=0)
 
 
 def _overrides_meant(told: Execution, path: Path) -> None:
@@ -190,12 +202,13 @@ def _has_room(told: Execution, found: Found, machine: Machine, path: Path) -> No
     from localrun.plan.memory import llamacpp_memory
 
     parts = llamacpp_memory(found.spec, replace(told, n_ctx=told.n_ctx * told.parallel)).values()
-    needed = told.staging_bytes + sum(part.needed - part.weights for part in parts)
+    streamed = told.staging_bytes + told.engram_cache_bytes
+    needed = streamed + sum(part.needed - part.weights for part in parts)
     there = sum(tier.capacity_bytes for tier in machine.tiers if tier.kind != "disk")
     if needed > there:
         raise DoesNotFitError(
-            f"--plan {path}: execution.n_ctx {told.n_ctx}, ubatch {told.ubatch} and staging_bytes "
-            f"{told.staging_bytes} take "
+            f"--plan {path}: execution.n_ctx {told.n_ctx}, ubatch {told.ubatch}, staging_bytes "
+            f"{told.staging_bytes} and engram_cache_bytes {told.engram_cache_bytes} take "
             f"{needed / (1 << 30):.1f} GiB beside the weights, the machine has "
             f"{there / (1 << 30):.1f} GiB",
             hint="plan again within what there is",

@@ -146,8 +146,13 @@ def _copy(file: OpenFile, path: Path) -> OpenFile:
     step = max(ALIGNMENT, file.size // _SAMPLES // ALIGNMENT * ALIGNMENT)
     for offset in range(0, file.size, step):
         blocks[:] = 0
-        for side, block in zip((file, copy), blocks, strict=True):
-            os.preadv(side.descriptor, [block.data], offset)
+        try:
+            for side, block in zip((file, copy), blocks, strict=True):
+                os.preadv(side.descriptor, [block.data], offset)
+        except OSError as error:
+            copy.close()
+            problem = f"cannot be compared with {file.path} at offset {offset}: {error.strerror}"
+            raise UsageError(f"{path}: {problem}") from error
         if (blocks[0] != blocks[1]).any():
             copy.close()
             raise UsageError(f"{path}: other bytes than {file.path} at offset {offset}")

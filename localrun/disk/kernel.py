@@ -99,6 +99,7 @@ class KernelCalls:
         if not self.woken:
             self.woken = True
             if self._call(self._submit, self._context, 1, self._wake_at, 0, 0) < 0:
+                self.woken = False
                 raise _failed()
 
     def close(self) -> None:

@@ -22,6 +22,10 @@ def aligned(nbytes: int) -> NDArray[np.uint8]:
         {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
     )
     memory = mmap.mmap(-1, nbytes, **private)
+    if hasattr(mmap, "MADV_DONTFORK"):
+        # A child that shared it would leave the parent a copy, and the disk the original: open(2).
+        with suppress(OSError):
+            memory.madvise(mmap.MADV_DONTFORK)
     if nbytes >= _HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
         # A read of a megabyte then takes hold of one page instead of 256.
         with suppress(OSError):  # a kernel without them

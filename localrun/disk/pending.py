@@ -34,6 +34,10 @@ class Queue(Protocol):
         """Somebody waits for what was begun ahead of need."""
         ...
 
+    def leave(self, part: Part) -> None:
+        """Nobody will wait for it."""
+        ...
+
 
 class Part:
     """Reads of one disk. Its queue alone changes it, under that queue's lock."""
@@ -91,7 +95,8 @@ class Begun:
         look: Callable[[], tuple[OpenFile, str] | None],
         stall_s: float,
     ) -> None:
-        self._into, self._look, self._stall_s = into, look, stall_s
+        self._into: NDArray[np.uint8] | None = into
+        self._look, self._stall_s = look, stall_s
         self._lock, self._over = threading.Lock(), threading.Event()
         self._failure: tuple[OpenFile, int, str] | None = None
         self._first: float | None = None
@@ -135,6 +140,7 @@ class Begun:
             if self._left:
                 return
         self._last = time.perf_counter()
+        self._into = None  # now, not when somebody looks for what only holds itself
         self._over.set()
 
     def wait(self, check: Callable[[], None] = nobody) -> None:
@@ -155,6 +161,11 @@ class Begun:
         if (found := self._look()) is not None:
             file, problem = found
             raise DiskReadError(str(file.path), self._offset(file), problem)
+
+    def leave(self) -> None:
+        for part in self._parts:
+            if not self.done:
+                part.queue.leave(part)
 
     def _stalled(self) -> DiskReadError:
         part = next((part for part in self._parts if part.left), self._parts[0])

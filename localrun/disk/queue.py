@@ -67,13 +67,13 @@ class DiskQueue:
                 raise DiskReadError(
                     str(part.file(0).path), int(part.reads["offset"][0]), "the reader is closed"
                 )
+            self._stir()  # first: where that fails nothing is begun
             number = next(self._numbers)
             part.reads["data"] = np.arange(len(part.reads), dtype=np.uint64)
             part.reads["data"] |= np.uint64(number << _INDEX_BITS)
             self._parts[number] = part
             self.backlog += int(part.expected.sum())
             (self._ahead if part.ahead else self._needed).append(part)
-            self._stir()
 
     def hurry(self, part: Part) -> None:
         with self._lock:
@@ -86,11 +86,19 @@ class DiskQueue:
                 self._needed.append(part)
                 self._stir()
 
+    def leave(self, part: Part) -> None:
+        with self._lock:
+            if part.next < len(part.reads):
+                offset = int(part.reads["offset"][part.next])
+                part.pending.fail(part.file(part.next), offset, "nobody waits for it any more")
+                self._drop(part)
+
     def close(self) -> None:
         """Nothing more is handed to the disk; does not wait."""
         with self._lock:
-            self._closing = True
-            self._calls.wake()
+            if not self._closing:
+                self._closing = True
+                self._calls.wake()
 
     def join(self, seconds: float) -> None:
         """Until all has ended, or so long: the thread stays behind then, and holds the memory."""
@@ -98,19 +106,33 @@ class DiskQueue:
 
     def _stir(self) -> None:
         if self._asleep:
-            self._asleep = False
             self._calls.wake()
+            self._asleep = False
 
     def _run(self) -> None:
-        while self._fill():
-            least = 1
-            if self._full_of_small:
-                least = max(1, self._under_way // _TAKEN_BACK)
-            done = self._calls.ended(least, _RETRY_S if self._refused else None)
-            if len(done):
-                with self._lock:
-                    self._account(done)
+        problem = ""
+        try:
+            while self._fill():
+                least = 1
+                if self._full_of_small:
+                    least = max(1, self._under_way // _TAKEN_BACK)
+                done = self._calls.ended(least, _RETRY_S if self._refused else None)
+                if len(done):
+                    with self._lock:
+                        self._account(done)
+        except (OSError, MemoryError, LookupError, ValueError) as error:
+            # Or all that wait, now and later, would wait for nobody.
+            problem = f"reads of this disk have ended: {error}"
+            with self._lock:
+                self._closing, self._asleep = True, False
         self._calls.close()
+        with self._lock:
+            self._needed.clear()
+            self._ahead.clear()
+            for number, part in tuple(self._parts.items()):
+                part.pending.fail(part.file(0), int(part.reads["offset"][0]), problem)
+                part.left = 0
+                self._end(part, number)
         self._closed()
 
     def _fill(self) -> bool:

@@ -56,6 +56,10 @@ class Pending(Protocol):
         """
         ...
 
+    def leave(self) -> None:
+        """Nobody will wait: what the disk was not given yet is not read, and counts as failed."""
+        ...
+
 
 class Reader(Protocol):
     """Reads of several files, a queue for each disk that they lie on. Any thread may begin."""

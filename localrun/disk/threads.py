@@ -11,6 +11,7 @@ import errno
 import os
 import threading
 from collections import deque
+from contextlib import suppress
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Final
@@ -77,10 +78,11 @@ class ThreadCalls:
             number, descriptor, address, length, offset = read
             try:
                 result = _read(descriptor, address, length, offset)
-                if self._forget:
+            except (OSError, MemoryError, ValueError) as error:
+                result = -(getattr(error, "errno", None) or errno.EIO)
+            if self._forget:
+                with suppress(OSError):  # what was read was read
                     os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
-            except OSError as error:
-                result = -(error.errno or errno.EIO)
             with self._changed:
                 self._done.append((number, 0, result, 0))
                 self._changed.notify()

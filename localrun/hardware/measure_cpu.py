@@ -110,7 +110,7 @@ def timed(
     return Compute(cores, gemv=gemv, core_gemv=core_gemv, prefill=prefill)
 
 
-def usual_rate(run: Callable[[], None], work: float, seconds: float, clock: Clock) -> float:
+def usual_rate(run: Callable[[], object], work: float, seconds: float, clock: Clock) -> float:
     """Work a second of a run that a quarter of them beat: near what the machine can do while other
     programs take their turns, and no lucky lull.
 

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Final
 
+from localrun.hardware.machine import Machine
 from localrun.plan.plan import Plan, PlannedModel
+
+# Counts changes of what is predicted of the same figures: ratios to what an older version would
+# have said correct nothing.
+_PREDICTIONS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +43,19 @@ def identity_of(model: PlannedModel) -> Identity:
 @dataclass(frozen=True, slots=True)
 class Kind:
     """Plans whose predictions err alike. ``tiers`` are those that hold something, each with what
-    its speed rests on: figures that were measured err otherwise than a data sheet's."""
+    its speed rests on: figures that were measured err otherwise than a data sheet's. ``figures``
+    are those of the machine, hashed: measured anew, they err anew."""
 
     backend: str
     numerics: str
     threads: int
     streams: bool
     tiers: tuple[str, ...]
+    figures: str
 
 
-def kind_of(plan: Plan) -> Kind:
+def kind_of(plan: Plan, machine: Machine) -> Kind:
+    """What is learned of ``plan`` on ``machine``, whose figures it was predicted by."""
     told = plan.execution
     used = {budget.tier for budget in plan.budgets if budget.total}
     return Kind(
@@ -56,4 +66,14 @@ def kind_of(plan: Plan) -> Kind:
         tuple(
             sorted(f"{each.tier} {each.basis}" for each in plan.machine.tiers if each.tier in used)
         ),
+        _figures(plan, machine),
     )
+
+
+def _figures(plan: Plan, machine: Machine) -> str:
+    speeds = [(each.name, each.read, each.flops, each.link) for each in machine.tiers]
+    # Of a disk that is said to be faster than it is nothing is learned for those that are not.
+    told = plan.request.disk_read, len(plan.request.mirrors)
+    known = (_PREDICTIONS, speeds, machine.compute, machine.disk_reads, told)
+    text = json.dumps(known, default=asdict, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

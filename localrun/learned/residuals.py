@@ -15,6 +15,7 @@ from localrun.learned.identity import Identity, Kind
 from localrun.plan.learned import Residual
 
 MOST_RUNS: Final = 20
+_SETTLED: Final = 4
 _MOST_ENTRIES: Final = 64
 
 
@@ -107,7 +108,7 @@ def ratios(predicted_tps: float, measured_tps: Sequence[float]) -> Ratios:
 
 def residual(runs: Sequence[Ratios]) -> Residual | None:
     """The middle of all runs, and how far the repetitions of the later half lie from it; None
-    without a run.
+    without a run. Of few runs nobody knows which is the odd one: all of them count.
 
     What a machine once did counts for the middle only: a driver, a cooler or a disk that changed
     since must not keep the band wide forever.
@@ -115,5 +116,8 @@ def residual(runs: Sequence[Ratios]) -> Residual | None:
     if not runs:
         return None
     middle = median(mid for _, mid, _ in runs)
-    later = [ratio for run in runs[len(runs) // 2 :] for ratio in run]
-    return Residual(middle, max(abs(ratio / middle - 1) for ratio in later), len(runs))
+    first = len(runs) // 2 if len(runs) >= _SETTLED else 0
+    later = [ratio for run in runs[first:] for ratio in run]
+    # Half the time is twice the speed: both ways it is as far as the greater of both says.
+    spread = max(max(ratio / middle, middle / ratio) - 1 for ratio in later)
+    return Residual(middle, spread, len(runs))

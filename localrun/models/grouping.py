@@ -35,6 +35,19 @@ _BESIDE = (
     ".engram_embd_scale.weight",
     "_scales",
 )
+# Bytes of a number that releases multiply these in, by the ends of their names there and in GGUF:
+# projections of groups (DeepSeek-V4), routers and compressors.
+_COMPUTED_IN: Final = {
+    2: (".wo_a.weight", ".wo_a.scale", ".attn_output_a.weight"),
+    4: (
+        ".gate.weight",
+        ".compressor.wkv.weight",
+        ".compressor.wgate.weight",
+        ".ffn_gate_inp.weight",
+        "_compressor_kv.weight",
+        "_compressor_gate.weight",
+    ),
+}
 _INDICES = frozenset({"I64", "I32", "I16", "U64", "U16", "BOOL"})
 
 
@@ -104,12 +117,17 @@ class _Sum:
     largest: int = 0
     pieces: set[str] = field(default_factory=set)
     matrix: bool = False
+    computed_in: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     def add(self, entry: Entry, parameters: int, expert: bool) -> None:
         self.tensors += entry.copies
         self.parameters += parameters
         self.bytes += entry.bytes
         self.types[entry.type] = self.types.get(entry.type, 0) + entry.bytes
+        for width, ends in _COMPUTED_IN.items():
+            if entry.name.endswith(ends):
+                known, size = self.computed_in.get(width, (0, 0))
+                self.computed_in[width] = known + parameters, size + entry.bytes
         self.matrix = self.matrix or (len(entry.shape) > 1 and parameters > 0)
         if expert and entry.bytes > self.largest:
             self.largest = entry.bytes
@@ -227,4 +245,5 @@ def _group(
         found.types,
         experts,
         table,
+        found.computed_in,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 GroupKind = Literal[
@@ -63,7 +63,9 @@ class Group:
     """All tensors of one kind in one layer: what a plan places.
 
     ``layer`` is -1 outside of the layers and counts stages for drafts. ``active_bytes`` is what one
-    decoded token reads of ``bytes``; ``types`` maps a tensor type's name to bytes.
+    decoded token reads of ``bytes``; ``types`` maps a tensor type's name to bytes. ``computed_in``
+    are (parameters, bytes) of what a release multiplies in numbers of at least so many bytes,
+    however it stores them, by that width.
     """
 
     kind: GroupKind
@@ -76,6 +78,7 @@ class Group:
     types: Mapping[str, int]
     experts: Experts | None = None
     table: Table | None = None
+    computed_in: Mapping[int, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

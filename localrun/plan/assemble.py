@@ -286,7 +286,7 @@ def _bytes_per_token(token: work.Token, made: Assignment) -> dict[str, int]:
     shares: Sequence[work.Share] = (*token.cards, *((token.host,) if token.host else ()))
     for share in shares:
         read[share.tier] = round(share.weights.read + share.kv)
-    disk = round(token.missed) + (token.row_bytes if token.on_disk else 0)
+    disk = round(token.missed) + (token.row_fetched if token.on_disk else 0)
     if not token.on_disk and token.rows:
         tier = _tables_tier(made)
         read[tier] = read.get(tier, 0) + token.row_bytes

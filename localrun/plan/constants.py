@@ -107,6 +107,8 @@ STAGED_STRETCHES = 3
 PAGE = 4096
 # Rows of n-gram tables on disk that were read lately are kept in so much.
 HOT_ROWS = 64 * MIB
+# Rows that are read ahead of need come in whole pages into at most so much, which stays taken.
+ROWS_READ = 64 * MIB
 
 # Where runs of a plan were measured: they differ by so much from one day to the next.
 LEAST_BAND = 0.05

@@ -39,8 +39,9 @@ class Engine:
     where one does at most. ``hides`` says what a read hides behind: the whole step, or what its own
     layer computes meanwhile. ``block`` is what a block of a layer takes on a CPU whatever it reads,
     in milliseconds, where that was not measured. ``staged`` reads experts into memory that it
-    measures out by their size; ``text_only`` leaves drafts and vision in the files. ``library`` is
-    what its own code takes of RAM, bytes.
+    measures out by their size; ``text_only`` leaves drafts and vision in the files; ``simulates``
+    computes for a card that is a declared part of RAM. ``library`` is what its own code takes of
+    RAM, bytes.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Engine:
     block: float = 0.0
     staged: bool = False
     text_only: bool = False
+    simulates: bool = False
     library: int = 0
     source: str = ""
 
@@ -101,6 +103,7 @@ _ENGINES = (
         block=TORCH_BLOCK_MS,
         staged=True,
         text_only=True,
+        simulates=True,
         # torch 2.13 for CPUs on Linux, imported and having computed its first products, with what
         # the C library keeps of memory that a step gave back.
         library=240 * MIB,

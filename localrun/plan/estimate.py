@@ -52,10 +52,11 @@ def estimate(found: Solution) -> Prediction:
 
 def _learned(found: Residual | None, band: float) -> tuple[float, float]:
     """How many times slower runs were than predicted, and the band that is left around that: twice
-    as far as they lay apart, and no wider than that of a plan nobody has run."""
+    as far as they lay apart, and no wider than that of a plan nobody has run as long as that holds
+    them all."""
     if found is None:
         return 1.0, band
-    return found.ratio, min(band, max(LEAST_BAND, 2 * found.spread))
+    return found.ratio, max(LEAST_BAND, found.spread, min(band, 2 * found.spread))
 
 
 def _parts(spent: predict.Terms, slower: float) -> dict[str, float]:

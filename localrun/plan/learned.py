@@ -11,8 +11,8 @@ from dataclasses import dataclass
 @dataclass(frozen=True, slots=True)
 class Residual:
     """Measured time over predicted time, of ``count`` runs: the middle one, and how far the others
-    lie from it at most, as a share (0.1 is a tenth). Predicted is what a plan says that had learned
-    nothing."""
+    lie from it at most, as a share of the lesser (0.1 is a tenth). Predicted is what a
+    plan says that had learned nothing."""
 
     ratio: float
     spread: float

@@ -16,7 +16,7 @@ from localrun.plan.load import Choice, Load
 from localrun.plan.packing import packed
 from localrun.plan.rooms import SIMULATED, Room, Rooms
 from localrun.plan.stack import Layer, Stack
-from localrun.plan.staging import hot_rows, staging
+from localrun.plan.staging import hot_rows, rows_read, staging
 
 
 @dataclass(slots=True)
@@ -36,6 +36,7 @@ class Assignment:
     fragments: float = 0.0
     uploads: bool = True
     staged: bool = False
+    ahead: bool = False
     text_only: bool = False
 
     @property
@@ -120,6 +121,7 @@ def place(choice: Choice, stack: Stack, rooms: Rooms, engine: Engine) -> Assignm
         fragments=engine.fragments,
         uploads=engine.uploads,
         staged=engine.staged,
+        ahead=engine.tables == "ahead",
         text_only=engine.text_only and rooms.disk is not None,
     )
     first = 0
@@ -164,7 +166,7 @@ def _outside(made: Assignment) -> None:
         made.disk_tables = stack.table_bytes
         base.rows = stack.scale_bytes if made.choice.scales else 0
         base.rows += hot_rows(stack) if made.staged else 0
-        base.overhead += base.rows
+        base.overhead += base.rows + (rows_read(stack) if made.ahead else 0)
     elif made.choice.tables == "vram" and made.cards:
         made.cards[0].tables = stack.table_bytes
     else:
@@ -290,6 +292,8 @@ def _slots(made: Assignment) -> None:
         host.staging = staging(made.slotted, host.free, made.stack.stored, measured=made.staged)
         room = max(0, host.free - host.staging)
         fit = min(room, room if asked is None else asked) // each if each else count
+    elif made.ahead:
+        _stage_unified(made, each)
     if made.cards and made.choice.card_layers > len(made.stack.layers):
         own = [[at for at in load.layers if at.experts] for load in made.cards]
         sizes = [slot_bytes(layers) for layers in own]
@@ -312,6 +316,14 @@ def _slots(made: Assignment) -> None:
             host.staging = 0
     elif host is not None:
         host.staging = 0
+
+
+def _stage_unified(made: Assignment, each: int) -> None:
+    """Experts that one memory does not hold all come into some of it on their way."""
+    card = made.cards[0]
+    if each and card.free // each < made.experts:
+        card.staging = staging(made.slotted, card.free, made.stack.stored, measured=True)
+        card.overhead += card.staging
 
 
 def _apart(made: Assignment) -> bool:

@@ -126,7 +126,8 @@ def check_machine(request: PlanRequest, machine: Machine, spec: ModelSpec, sourc
     kinds = {tier.kind for tier in machine.tiers}
     engines = [engine(each.backend).on(device=each.device) for each in source.candidates]
     slots = any(each.experts == "slots" for each in engines)
-    simulated = bool(request.vram_bytes) and slots and "ram" in kinds
+    simulates = any(each.simulates for each in engines)
+    simulated = bool(request.vram_bytes) and simulates and "ram" in kinds
     device = any(candidate.device for candidate in source.candidates)
     if request.vram_bytes and "vram" not in kinds and not simulated:
         raise PlanRequestError("--vram: the machine has no GPU with memory of its own")

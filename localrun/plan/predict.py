@@ -104,7 +104,7 @@ def token_bytes(work: Token) -> dict[str, int]:
         found[names.term(share.tier, names.EXPERTS)] = share.experts.read
         found[names.term(share.tier, names.KV)] = share.kv
     found[names.DISK] = work.missed
-    found[names.ENGRAM] = work.row_bytes
+    found[names.ENGRAM] = work.row_fetched
     return {name: round(size) for name, size in found.items() if round(size)}
 
 
@@ -304,9 +304,14 @@ def chunk_terms(work: Chunk, rooms: Rooms, engine: Engine, fit: Constants) -> Te
         rate = _mean_rate(rooms, engine, fit)
         gflops = host_gflops(rooms.machine.compute, engine)
         parts["cpu"] = max(flops / (gflops * 1e6), host_bytes / rate / _MS)
+    # A block takes that much whatever a chunk holds: of a short prompt it is most of the time.
+    blocks = work.host_blocks + (work.card_blocks if rooms.simulated else 0)
+    if launched := blocks * host_launch(rooms.machine.compute, engine):
+        parts[names.LAUNCHES] = launched
     # Copies to a card run beside its computing: the next layer's while this one's is multiplied.
     copied = parts.get("upload", 0.0)
-    beside = min(copied, sum(parts.values()) - copied - parts.get("cpu", 0.0))
+    others = parts.get("cpu", 0.0) + parts.get(names.LAUNCHES, 0.0)
+    beside = min(copied, sum(parts.values()) - copied - others)
     computing = sum(parts.values()) - beside
     parts[names.STEP] = constants.STEP_MS
     if work.streamed and rooms.disk is not None:

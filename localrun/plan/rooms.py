@@ -94,7 +94,7 @@ def rooms(machine: Machine, request: PlanRequest, engine: Engine, device: bool) 
     if ram is None:
         raise PlanRequestError("the machine has neither a ram nor a unified tier")
     host = Room(ram, _limit(ram.usable_bytes, request.ram_bytes), request.ram_bytes is not None)
-    if request.vram_bytes and not cards and engine.experts == "slots":
+    if request.vram_bytes and not cards and engine.simulates:
         simulated = replace(
             ram,
             name="vram:0",

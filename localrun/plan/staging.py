@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from localrun.plan.constants import (
     HOT_ROWS,
     PAGE,
+    ROWS_READ,
     STAGED_EXPERTS,
     STAGED_LAYERS,
     STAGED_SHARE,
@@ -36,6 +37,11 @@ def staging(layers: Sequence[Layer], free: int, stored: float, *, measured: bool
 def hot_rows(stack: Stack) -> int:
     """Bytes that are kept of rows of n-gram tables on disk."""
     return min(HOT_ROWS, stack.table_bytes)
+
+
+def rows_read(stack: Stack) -> int:
+    """Bytes that rows of n-gram tables on disk come into."""
+    return min(ROWS_READ, stack.table_bytes)
 
 
 def _pages(size: int) -> int:

@@ -93,8 +93,8 @@ class Task:
 def arrange(spec: ModelSpec, request: PlanRequest, kind: Engine, n_ctx: int) -> Stack:
     """The model at a context, its cache as the engine lays it out."""
     kv_type, stored = kv_type_of(request, kind, spec), 1.0
-    if exact(request):
-        wide = torch_memory.widened(spec)
+    if kind.numerics:
+        wide = torch_memory.held(spec, exact=exact(request))
         held = sum(group.bytes for group in wide.of("experts"))
         stored = sum(group.bytes for group in spec.of("experts")) / held if held else 1.0
         spec = wide

@@ -21,6 +21,7 @@ _MIXTURE: Final = 28 * MIB
 _MIXTURE_EXACT: Final = 8 * MIB
 _LATENT: Final = 20 * MIB
 _FLOAT: Final = 4
+_PLAIN: Final = "F32"
 _HALVES: Final = frozenset({"F16", "BF16"})
 # Numbers of a mask or of scores at once; a longer context is looked at by fewer queries at a time.
 _SCORES: Final = 1 << 22
@@ -77,13 +78,25 @@ def _unpacked(rows: CacheRows, n_ctx: int) -> int:
     return min(kept, rows.read_rows or kept)
 
 
-def widened(spec: ModelSpec) -> ModelSpec:
-    """``spec`` as it lies in memory where all is computed in 32 bits: numbers of 16 take 32."""
-    return replace(spec, groups=tuple(_widened(group) for group in spec.groups))
+def held(spec: ModelSpec, *, exact: bool) -> ModelSpec:
+    """``spec`` as it lies in memory: what is computed in 16 or 32 bits is unpacked to them, and
+    where everything is computed in 32 (``exact``) numbers of 16 take those."""
+    return replace(spec, groups=tuple(_held(group, exact=exact) for group in spec.groups))
 
 
-def _widened(group: Group) -> Group:
-    types = {name: size * (2 if name in _HALVES else 1) for name, size in group.types.items()}
-    wide = group.bytes + sum(size for name, size in group.types.items() if name in _HALVES)
+def _held(group: Group, *, exact: bool) -> Group:
+    types, wide = dict(group.types), group.bytes
+    unpacked = 0
+    for width, (parameters, stored) in group.computed_in.items():
+        size = max(stored, (_FLOAT if exact else width) * parameters)
+        wide += size - stored
+        unpacked += stored
+    if exact:
+        halves = sum(size for name, size in group.types.items() if name in _HALVES)
+        wide += max(0, halves - unpacked)
+    if wide == group.bytes:
+        return group
+    # What unpacking adds is read as plain numbers.
+    types[_PLAIN] = types.get(_PLAIN, 0) + wide - group.bytes
     active = group.active_bytes * wide // max(group.bytes, 1)
     return replace(group, bytes=wide, active_bytes=active, types=types)

@@ -8,7 +8,9 @@ from dataclasses import replace
 from localrun.hardware.machine import Machine
 from localrun.models.spec import ModelSpec
 from localrun.plan import terms
+from localrun.plan.constants import GIB
 from localrun.plan.plan import Prediction
+from localrun.plan.rooms import SIMULATED
 from localrun.plan.search import Solution
 
 # A card that makes a run faster by less than this is not worth its memory.
@@ -25,6 +27,7 @@ def warnings(
     """One line each, the weightiest first."""
     return (
         *_backend(found, machine),
+        *_memory(found),
         *_model(spec, found),
         *_split(found, prediction),
         *_mapped(found, spec),
@@ -47,6 +50,25 @@ def _backend(found: Solution, machine: Machine) -> Iterator[str]:
             f"{discrete[0].device or 'the GPU'} is not used: {found.candidate.backend} is built "
             "for the CPU only (`localrun doctor` prints the command that fixes it)"
         )
+
+
+def _memory(found: Solution) -> Iterator[str]:
+    """What was asked for and is not there, or was given and is not taken."""
+    made, rooms = found.assignment, found.rooms
+    if rooms.simulated and not made.cards:
+        asked = rooms.cards[0].limit / GIB
+        yield f"--vram {asked:.1f} GiB is not used: less than all layers without their experts take"
+    apart = [load for load in made.loads if load.room.tier.device != SIMULATED]
+    for load in apart:
+        held, room = load.total, load.room
+        if load is made.host:
+            held = sum(each.total for each in made.loads if each is load or each not in apart)
+        there = room.tier.capacity_bytes
+        if held > there:
+            yield (
+                f"this plan takes {held / GIB:.1f} GiB of {room.name}, the machine has "
+                f"{there / GIB:.1f} GiB: it was told to"
+            )
 
 
 def _model(spec: ModelSpec, found: Solution) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from localrun.plan.constants import FULL_TILE
+from localrun.plan.constants import FULL_TILE, PAGE
 from localrun.plan.hits import Picking
 from localrun.plan.load import Load
 from localrun.plan.placement import Assignment
@@ -50,12 +50,19 @@ class Token:
     beside: float = 0.0
     beside_blocks: int = 0
 
+    @property
+    def row_fetched(self) -> int:
+        """Bytes that looking its rows up reads: of a disk whole pages, a read that is not as long
+        as one goes over an edge as often as it has bytes for it."""
+        return self.row_bytes + self.reads * (PAGE - 1) if self.on_disk else self.row_bytes
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """A chunk of ``tokens`` of prompt. ``parameters`` are multiplied with each token, by device,
     a card's experts as many times more as their small products are slower; ``bytes`` are weights
-    read, by device; ``streamed`` bytes of experts and ``reads`` of n-gram rows come from disk."""
+    read, by device; ``streamed`` bytes of experts and ``reads`` of n-gram rows come from disk.
+    ``card_blocks`` and ``host_blocks`` of layers are computed one after the other."""
 
     tokens: int
     card_parameters: tuple[float, ...]
@@ -66,6 +73,8 @@ class Chunk:
     reads: int
     card_attention: float
     host_attention: float
+    card_blocks: int = 0
+    host_blocks: int = 0
 
 
 def token(made: Assignment, picking: Picking) -> Token:
@@ -188,7 +197,13 @@ def chunk(
         made.row_reads * tokens if made.disk_tables else 0,
         attention if made.cards and made.choice.kv_on_cards else 0.0,
         0.0 if made.cards and made.choice.kv_on_cards else attention,
+        sum(_blocks(load, layers) for load in made.cards),
+        _blocks(made.host, layers) if made.host else 0,
     )
+
+
+def _blocks(load: Load, layers: int) -> int:
+    return sum(layer.blocks for layer in load.layers if layer.index < layers)
 
 
 def _touched(layer: Layer, tokens: int, picking: Picking) -> float:

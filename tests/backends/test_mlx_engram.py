@@ -375,6 +375,9 @@ class Failed:
     def wait(self, check: Callable[[], None] | None = None) -> None:
         raise DiskReadError("model.safetensors", self._offset, "Input/output error")
 
+    def leave(self) -> None:
+        """It has ended."""
+
 
 @pytest.mark.parametrize("after", [0, 1, 2, 9, 23])
 def test_a_read_that_fails_ends_the_step_and_the_next_one_is_right(

@@ -520,17 +520,11 @@ def test_a_plan_that_this_version_cannot_execute_is_refused_before_anything_is_r
 ) -> None:
     files = sorted(str(path) for path in checkpoints["llama"].glob("*.safetensors"))
     plan = bare_plan(execution(), files, backend="torch")
-    dense = Placement("attention", "ram", 1, 1)
+    shared = replace(plan, model=replace(plan.model, layers=30), execution=execution(gpu_layers=30))
     refused = {
-        "reads experts from disk": replace(
-            plan, placements=(dense, Placement("experts", "disk", 1, 1))
-        ),
-        "divides the model": replace(
-            plan,
-            placements=(Placement("attention", "vram:0", 1, 1), Placement("experts", "ram", 1, 1)),
-        ),
+        "29 of 30 layers and the head on a card": shared,
         "--kv-type q8_0": replace(plan, execution=execution(kv_type="q8_0")),
-        "n-gram tables in 'vram'": replace(plan, execution=execution(engram="vram")),
+        "n-gram tables in 'unified'": replace(plan, execution=execution(engram="unified")),
     }
     for named, each in refused.items():
         with pytest.raises(EngineError, match=named):

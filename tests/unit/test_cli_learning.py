@@ -126,6 +126,16 @@ def test_a_second_bench_is_planned_by_what_the_first_one_measured(command: Comma
         assert entry["runs"]["decode"][at][1] == pytest.approx(bare_mid / test["tps"], rel=1e-3)
 
 
+def test_a_run_whose_cache_shrank_teaches_nothing(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LATER", "1")
+    _, err = command("bench", *FEW)
+
+    assert NOTE in err
+    assert learned() == {}
+
+
 def test_a_plan_is_made_with_what_was_learned_but_not_for_another_machine(command: Command) -> None:
     there = ("--machine", "cpu:8+ddr5-5600x2:64+nvme4", "--json", "--ctx", "512")
     here = ("--json", "--ctx", "512", "--workload", "12:8")

@@ -50,3 +50,19 @@ def test_a_plan_of_a_version_that_did_not_stream_is_refused_by_its_field() -> No
         held(old)
     assert "plan again" in (caught.value.hint or "")
     held(replace(old, execution=replace(old.execution, slots_per_layer=0)))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("engram_cache_bytes", 1 << 40),
+        ("engram_cache_bytes", -1),
+        ("staging_bytes", -1),
+        ("card_slots_per_layer", 400),
+    ],
+)
+def test_sizes_that_nobody_plans_are_refused_by_their_field(field: str, value: int) -> None:
+    made = streamed()
+    told = replace(made.execution, **{field: value})  # type: ignore[arg-type]  # a field of any name
+    with pytest.raises(UsageError, match=rf"execution\.{field} is {value}, from 0 to"):
+        held(replace(made, execution=told))

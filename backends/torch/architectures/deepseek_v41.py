@@ -188,7 +188,8 @@ class DeepseekV41:
         # Nothing behind the last owner sees the whole of a prompt that is shortened.
         short, depth = self.config.sources[-1].layer + 1, len(self.layers)
         self._look_up(flow, range(short if self.setup.approximate_prefill else depth))
-        step.mark("engram")
+        if flow.found:
+            step.mark("engram")
         step.watch(-1, flow.X)
         for number in range(depth):
             if self.setup.approximate_prefill and number == short:

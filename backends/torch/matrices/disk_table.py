@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
+from weakref import ref
 
 import numpy as np
 import torch
@@ -105,7 +106,14 @@ class _Prefetched:
         table.use.distinct += self._once.size
         table.use.hits += self._once.size - self._missing.size
         read = [part for part, own in zip(table.lying, table.held, strict=True) if own is None]
-        self._fetch = table.reads.begin(read, self._once[self._missing], self._landed)
+        # Of its own, so that what nobody waits for any more goes at once, memory and all.
+        own = ref(self)
+
+        def landed(first: int, last: int, rows: list[Bytes]) -> None:
+            if (asked := own()) is not None:
+                asked._landed(first, last, rows)
+
+        self._fetch = table.reads.begin(read, self._once[self._missing], landed)
 
     def advance(self) -> None:
         self._fetch.advance()

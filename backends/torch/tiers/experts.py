@@ -78,6 +78,8 @@ class StreamedExperts:
     def likely(self, x: Tensor, tokens: Tensor) -> Sequence[int]:
         """Of those that are not there the ones that will be picked, the surest first, by what
         enters the layer before."""
+        if self.places.number == self.count:
+            return ()
         if x.shape[0] * self._top >= _NEARLY_ALL * self.count:
             wanted: Iterable[int] = range(self.count)
         elif self._guess is None:
@@ -136,7 +138,7 @@ class _Run:
         number = np.bincount(flat, minlength=self._layer.count)
         self._layer.picks += number
         self._by_expert = np.argsort(flat, kind="stable")
-        self._ends = np.cumsum(number)
+        self._number, self._ends = number, np.cumsum(number)
         return list(dict.fromkeys(flat[::-1].tolist()))[::-1]
 
     def _in_order(self, experts: list[int]) -> list[int]:
@@ -152,7 +154,7 @@ class _Run:
         if layer.arms is None:
             return frozenset()
         missing = (expert for expert in experts if expert not in layer.places)
-        return layer.arms.uploads({expert: len(self._picks_of([expert])) for expert in missing})
+        return layer.arms.uploads({expert: int(self._number[expert]) for expert in missing})
 
     def _picks_of(self, experts: Iterable[int]) -> NDArray[np.int64]:
         ends, order = self._ends, self._by_expert
@@ -168,7 +170,7 @@ class _Run:
         for use, experts in found:
             if experts:
                 size = layer.read_nbytes if use is uses.disk else layer.expert_nbytes
-                use.found(len(self._picks_of(experts)), len(experts) * size)
+                use.found(int(self._number[list(experts)].sum()), len(experts) * size)
 
     def finish(self) -> Tensor:
         """float32 ``[T, D]``."""
