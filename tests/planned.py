@@ -10,6 +10,7 @@ from localrun.hardware.profiles import named
 from localrun.models.describe import describe_config
 from localrun.models.geometries import geometry
 from localrun.models.spec import ModelSpec
+from localrun.plan import torch_memory
 from localrun.plan.plan import Plan, PlanRequest, Prediction, Range
 from localrun.plan.planner import plan
 from localrun.plan.search import Candidate, Source
@@ -61,9 +62,17 @@ def _assert_placed(made: Plan, spec: ModelSpec) -> None:
         assert min(parts) >= 0, budget
         assert budget.total <= budget.limit, budget
     assert all(item.bytes > 0 and item.count >= 0 for item in made.placements)
-    assert sum(item.bytes for item in made.placements) == spec.tensor_bytes
+    assert sum(item.bytes for item in made.placements) == _held(made, spec)
     tiers = {budget.tier for budget in made.budgets}
     assert {item.tier for item in made.placements} <= tiers
+
+
+def _held(made: Plan, spec: ModelSpec) -> int:
+    """Of the tensors, as they lie in memory."""
+    if made.backend != "torch":
+        return spec.tensor_bytes
+    exact = made.execution.numerics.startswith("float32")
+    return sum(group.bytes for group in torch_memory.held(spec, exact=exact).groups)
 
 
 def _assert_executable(made: Plan, spec: ModelSpec) -> None:

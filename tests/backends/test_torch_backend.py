@@ -524,7 +524,7 @@ def test_a_plan_that_this_version_cannot_execute_is_refused_before_anything_is_r
     refused = {
         "29 of 30 layers and the head on a card": shared,
         "--kv-type q8_0": replace(plan, execution=execution(kv_type="q8_0")),
-        "n-gram tables in 'unified'": replace(plan, execution=execution(engram="unified")),
+        "n-gram tables in 'nowhere'": replace(plan, execution=execution(engram="nowhere")),
     }
     for named, each in refused.items():
         with pytest.raises(EngineError, match=named):
