@@ -179,9 +179,10 @@ def _executable(plan: Plan) -> None:
         )
     layers = plan.model.layers
     if 0 < told.gpu_layers <= layers and not _simulated(plan):
+        on_card = told.gpu_layers - 1
         raise EngineError(
-            f"{plan.ref}: this plan computes {told.gpu_layers - 1} of {layers} layers and the head on "
-            "a card, the others on the host: the torch backend has all layers on one of them",
+            f"{plan.ref}: this plan computes {on_card} of {layers} layers and the head on a card, "
+            "the others on the host: the torch backend has all layers on one of them",
             hint="plan again; --vram 0 computes everything on the CPU",
         )
 

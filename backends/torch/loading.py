@@ -5,11 +5,9 @@ Experts that are kept singly stay in their files until somebody picks them; so d
 
 from __future__ import annotations
 
-import sys
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
 
 import torch
 
@@ -30,8 +28,6 @@ from localrun.models.bare import flat
 from localrun.releases.checkpoint import Checkpoint
 from localrun.releases.read import Source, open_source, release_of
 from localrun.releases.stored.release import weights_of
-
-_SWITCH_S: Final = 0.0005
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +121,6 @@ def _built(source: Source, setup: Setup, singly: Singly | None, stage: Stage) ->
 
 def _reading(source: Source, setup: Setup, singly: Singly | None, stage: Stage) -> Setup:
     """With what reads from disk while the model runs."""
-    # The thread that computes gives the interpreter's lock away at every product, and may wait
-    # this long to get it back from one that loads: by default as long as a layer takes.
-    sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH_S))
     mirrors = tuple(map(Path, singly.mirrors)) if singly else ()
     reader = open_reader(source.paths, mirrors=mirrors)
     store = None

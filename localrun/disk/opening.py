@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from localrun.disk.reader import STALL_S, Reader
 from localrun.disk.threads import ThreadCalls
 
 DEPTH = 64
+_SWITCH_S = 0.0005
 
 
 def calls_of(depth: int, direct: bool) -> Calls:
@@ -44,6 +46,9 @@ def open_reader(
         DiskReadError: a file cannot be opened.
         UsageError: a mirror lacks a file, or has another of its name.
     """
+    # A thread that computes gives the interpreter's lock away at every product, and may wait this
+    # long to get it back from one that reads: by default as long as a layer takes.
+    sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH_S))
     copies: list[list[OpenFile]] = [[]]
     try:
         for path in paths:
