@@ -86,6 +86,7 @@ class Assignment:
         lacks = {load.room.name: -load.free for load in self.loads if load.free < 0}
         disk = self.disk
         held = self.disk_tables + (self.away if self.streams else 0)
+        held += unread(self.stack) if self.text_only else 0
         if held and (disk is None or held > disk.limit):
             lacks["disk"] = held - (disk.limit if disk else 0)
         slots = self.card_slots + self.host_slots
@@ -99,6 +100,11 @@ class Assignment:
             if short > 0:
                 lacks[base.room.name] = short
         return lacks
+
+
+def unread(stack: Stack) -> int:
+    """Bytes of what an engine that computes text alone leaves in the files."""
+    return stack.draft.bytes + stack.vision.bytes
 
 
 def slot_bytes(layers: Sequence[Layer]) -> int:
@@ -122,7 +128,7 @@ def place(choice: Choice, stack: Stack, rooms: Rooms, engine: Engine) -> Assignm
         uploads=engine.uploads,
         staged=engine.staged,
         ahead=engine.tables == "ahead",
-        text_only=engine.text_only and rooms.disk is not None,
+        text_only=engine.text_only and rooms.disk is not None and unread(stack) <= rooms.disk.limit,
     )
     first = 0
     if host is not None:
@@ -161,7 +167,7 @@ def _outside(made: Assignment) -> None:
     stack = made.stack
     base = made.host or made.cards[0]
     base.embedding = stack.embedding.bytes
-    base.extras = 0 if made.text_only else stack.draft.bytes + stack.vision.bytes
+    base.extras = 0 if made.text_only else unread(stack)
     if made.choice.tables == "disk":
         made.disk_tables = stack.table_bytes
         base.rows = stack.scale_bytes if made.choice.scales else 0
