@@ -53,9 +53,9 @@ def q4_k_m(layer: int, layers: int) -> float:
 def v4(layers: int, hidden: int, q_rank: int, mixing: int, fp8: float) -> float:
     """Projections of attention, shared expert, router and hyper-connections of V4's layers."""
     width, out = 64 * 512, 8 * 1024
-    attention = hidden * q_rank + hidden * 512 + q_rank * width + width * 1024 + out * hidden
-    # Two sides of 24 mixing rows over four streams.
-    return layers * (attention * fp8 + 2 * mixing * 4 * hidden * F32)
+    attention = hidden * q_rank + hidden * 512 + q_rank * width + out * hidden
+    # What multiplies groups of heads is unpacked; two sides of 24 mixing rows over four streams.
+    return layers * (attention * fp8 + width * 1024 * BF16 + 2 * mixing * 4 * hidden * F32)
 
 
 def v41_flash() -> tuple[float, float]:
@@ -63,8 +63,8 @@ def v41_flash() -> tuple[float, float]:
     layers, hidden, expert = 40, 5120, 3 * 5120 * 2304
     routed = layers * 6 * expert * MXFP4
     dense = v4(layers, hidden, 1280, 24, FP8_32)
-    dense += layers * (expert * FP8_32 + 384 * hidden * BF16)
-    dense += (4 + 3) * 512 * hidden * BF16  # compressors of layers 2, 8, 14, 20
+    dense += layers * (expert * FP8_32 + 384 * hidden * F32)
+    dense += (4 + 3) * 512 * hidden * F32  # compressors of layers 2, 8, 14, 20
     dense += 8 * (64 * 64 * 1280 * FP8_32 + 32 * hidden * BF16)  # indexers
     dense += 2 * 25600 * 6144 * FP8_32  # keys and values of the two n-gram layers
     dense += 129280 * hidden * BF16
@@ -78,11 +78,11 @@ def v4_flash() -> tuple[float, float]:
     layers, hidden, expert = 43, 4096, 3 * 4096 * 2048
     routed = layers * 6 * expert * MXFP4
     dense = v4(layers, hidden, 1024, 24, FP8_128)
-    dense += layers * (expert * FP8_128 + 256 * hidden * BF16)
+    dense += layers * (expert * FP8_128 + 256 * hidden * F32)
     # 21 layers compress 4 tokens and index them, 20 compress 128.
-    dense += 21 * (2 * 1024 * hidden * BF16 + 2 * 256 * hidden * BF16)
+    dense += 21 * (2 * 1024 * hidden * F32 + 2 * 256 * hidden * F32)
     dense += 21 * (64 * 128 * 1024 * FP8_128 + 64 * hidden * BF16)
-    dense += 20 * 2 * 512 * hidden * BF16
+    dense += 20 * 2 * 512 * hidden * F32
     dense += 129280 * hidden * BF16
     rows = layers * 128 * 584 + 21 * (DEPTH // 4) * (584 + 68) + 20 * (DEPTH // 128) * 584
     # What a group of tokens has gathered so far, values and gates in 32 bits.
