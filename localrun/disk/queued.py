@@ -118,20 +118,25 @@ class QueuedReader:
             raise DiskReadError(str(file.path), offset, problem)
 
     def _pieces(self, requests: Requests, piece: int) -> tuple[Requests, Ints]:
-        """The same reads, none larger than ``piece``; how many bytes each of them must give."""
+        """The same reads in pieces of about ``piece``, those of one read alike: a short rest would
+        cost a disk as much as a whole one. How many bytes each of them must give."""
         files, offsets, lengths, places = (
             requests.files,
             requests.offsets,
             requests.lengths,
             requests.places,
         )
-        counts = -(-lengths // piece)
+        counts = np.where(lengths > 0, np.maximum(1, (lengths + piece // 2) // piece), 0)
         if (counts != 1).any():  # a read of nothing has no piece
+            whole = -(-lengths // np.maximum(counts, 1))
+            size = -(-whole // ALIGNMENT) * ALIGNMENT
+            # Rounded up to blocks, fewer may do.
+            counts = -(-lengths // np.maximum(size, 1))
             of = np.repeat(np.arange(len(counts)), counts)
             before = np.repeat(np.cumsum(counts) - counts, counts)
-            step = (np.arange(len(of)) - before) * piece
+            step = (np.arange(len(of)) - before) * size[of]
             files, offsets, places = files[of], offsets[of] + step, places[of] + step
-            lengths = np.minimum(lengths[of] - step, piece)
+            lengths = np.minimum(lengths[of] - step, size[of])
         expected = np.minimum(lengths, self._sizes[files] - offsets)
         return Requests(files, offsets, lengths, places), expected
 
