@@ -46,8 +46,8 @@ def tier(device: torch.device) -> str:
 
 def keep_freed_memory() -> None:
     """Let the C library keep what a step gives back for the next one, up to ``_KEPT``. As it is, it
-    returns every larger block to the system and gets it again as empty pages: with a long context a
-    hundred faults a token. Other libraries than glibc are left as they are."""
+    returns larger blocks to the system and gets them again as empty pages, which steps over a long
+    context then wait for. Other libraries than glibc are left as they are."""
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
