@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from localrun.backends.torch.matrices.dense import Dense, DenseBank
+from localrun.backends.torch.matrices.fp8 import Bytes, bytes_of
+from localrun.backends.torch.matrices.kernels import Kernels
 from localrun.backends.torch.matrices.tiles import Tiled, TiledBank
 from localrun.backends.torch.numerics import FAST, FLOAT32, Numerics
 from tests.matrices import (
@@ -45,7 +48,10 @@ def test_a_product_is_that_of_the_numbers(
     tmp_path: Path, form: str, numerics: Numerics, shape: tuple[int, int]
 ) -> None:
     case = FORMS[form]("w", *shape, 1)
-    made = tensors(weights(tmp_path, case.stored, case.quantization), numerics).linear("w", *shape)
+    found = weights(tmp_path, case.stored, case.quantization)
+    # Of others libggml rounds activations, see test_torch_packed.py.
+    threads = 2 if form.startswith("fp8") else 0
+    made = tensors(found, numerics, threads).linear("w", *shape)
 
     assert (made.rows, made.columns) == shape
     for tokens in (1, 2, 5, 40):
@@ -131,7 +137,8 @@ def test_large_and_small_exponents_of_fours_are_exact(tmp_path: Path, largest: i
 @pytest.mark.parametrize("scale", [1e-30, 1e-3, 1e3, 1e20])
 def test_activations_of_any_size_meet_eight_bits(tmp_path: Path, scale: float, tokens: int) -> None:
     case = fp8("w", 256, 384, "e8m0", 128, 5)
-    made = tensors(weights(tmp_path, case.stored, case.quantization), FAST).linear("w", 256, 384)
+    found = weights(tmp_path, case.stored, case.quantization)
+    made = tensors(found, FAST, threads=1).linear("w", 256, 384)
     x = (activations(tokens, 384) * scale).bfloat16()
     x[:, 7] *= 300
 
@@ -143,7 +150,8 @@ def test_activations_of_any_size_meet_eight_bits(tmp_path: Path, scale: float, t
 @pytest.mark.parametrize("tokens", [1, 6])
 def test_what_is_not_finite_is_not_hidden(tmp_path: Path, tokens: int, bad: float) -> None:
     case = fp8("w", 256, 384, "e8m0", 128, 5)
-    made = tensors(weights(tmp_path, case.stored, case.quantization), FAST).linear("w", 256, 384)
+    found = weights(tmp_path, case.stored, case.quantization)
+    made = tensors(found, FAST, threads=1).linear("w", 256, 384)
     x = activations(tokens, 384).bfloat16()
     x[0, 3] = bad
 
@@ -157,13 +165,48 @@ def test_a_large_sum_of_few_tokens_does_not_overflow(tmp_path: Path) -> None:
         "w.weight": ("F8_E4M3", np.full((rows, columns), 0x7E, np.uint8)),
         "w.scale": ("F8_E8M0", np.full((1, columns // 128), 127, np.uint8)),
     }
-    made = tensors(weights(tmp_path, stored, FP8), FAST).linear("w", rows, columns)
+    made = tensors(weights(tmp_path, stored, FP8), FAST, threads=1).linear("w", rows, columns)
 
     found = made(torch.ones(1, columns, dtype=torch.bfloat16)).double()
 
     torch.testing.assert_close(
         found, torch.full((1, rows), 448.0 * columns).double(), rtol=2**-8, atol=0
     )
+
+
+@pytest.mark.skipif(platform.machine() not in {"x86_64", "AMD64"}, reason="see halves.py")
+@pytest.mark.parametrize(
+    ("rows", "columns", "height", "width"),
+    [
+        (96, 64, 32, 32),
+        (100, 72, 32, 32),
+        (2100, 1000, 32, 32),
+        (2100, 1000, 128, 128),
+        (3000, 1000, 3000, 1000),
+        (5000, 1000, 2400, 100),
+    ],
+)
+def test_tiles_of_float16_hold_lines_of_any_height(
+    monkeypatch: pytest.MonkeyPatch, rows: int, columns: int, height: int, width: int
+) -> None:
+    """More than one tile, lines higher than one, and ends that fill neither."""
+    random = np.random.default_rng(1)
+    codes = e4m3((rows, columns), 3)
+    powers = random.integers(-9, -3, (-(-rows // height), -(-columns // width)))
+    scales = np.ldexp(np.float32(1), powers)
+    made = bytes_of(torch.from_numpy(codes), torch.from_numpy(scales), height, width)
+    made.scaled(0, scales)
+    wide = scales.repeat(height, 0)[:rows].repeat(width, 1)[:, :columns]
+    kernels = Kernels(2)
+    monkeypatch.setattr(Bytes, "decode", None)  # nothing else may do it
+
+    for tokens in (1, 3, 1):
+        x = activations(tokens, columns).bfloat16()
+        found = made.few(x, kernels)
+        assert found is not None
+        near(found, x, by_torch(codes) * wide, off(FAST))
+    kernels.close()
+    kernels.close()
 
 
 CHOSEN = torch.tensor([[0, 3], [3, 3], [1, 0], [3, 1], [0, 0], [4, 3]])

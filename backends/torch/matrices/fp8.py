@@ -8,6 +8,8 @@ subnormal BF16 and float32 for zero, and none takes subnormal float16 so.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from localrun.backends.torch.matrices import halves
 from localrun.backends.torch.matrices.kernels import Kernels, tile_rows
 
 _LIFT: Final = 2.0**120  # 2 ** (127 - 7): float32 and BF16 have float32's bias
@@ -25,8 +28,8 @@ _LIFTED_MAX: Final = 2.0**7
 # For so few rows of activations float16's kernel is the fastest on a CPU that has no other.
 _FEW: Final = 3
 _LINE_MIN: Final = 16
-_HALF_MAX: Final = 60000.0
-_LARGEST: Final = 448.0
+_HALF_BITS: Final = 15  # float16 ends at 65504
+_NEAR: Final = 2.0**50
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,7 @@ class Bytes:
     """``codes`` uint8 ``[..., rows, columns]``; ``scales`` float32 ``[..., lines, across]``, each
     for ``height`` rows and ``width`` columns, the last ones for what is left. ``signed``: codes are
     integers, not e4m3. Of each matrix, ``powers``: all scales are powers of two, so BF16 holds
-    every number; ``lifted``: all are small enough to be multiplied by the power first."""
+    every number; ``largest`` is the largest scale."""
 
     codes: Tensor
     scales: Tensor
@@ -42,7 +45,7 @@ class Bytes:
     width: int
     signed: bool
     powers: list[bool]
-    lifted: list[bool]
+    largest: list[float]
 
     @property
     def rows(self) -> int:
@@ -72,14 +75,14 @@ class Bytes:
             self.width,
             self.signed,
             self.powers[number : number + 1],
-            self.lifted[number : number + 1],
+            self.largest[number : number + 1],
         )
 
     def scaled(self, number: int, scales: NDArray[np.float32]) -> None:
         """``scales`` are those of one matrix; what they allow is looked at once."""
         mantissas, _ = np.frexp(scales)
         self.powers[number] = bool((mantissas == 0.5).all())
-        self.lifted[number] = bool((np.abs(scales) < _LIFTED_MAX).all())
+        self.largest[number] = float(np.abs(scales).max(initial=0))
 
     def decode(self, first: int, last: int, dtype: torch.dtype, kernels: Kernels) -> Tensor:
         """As ``Codes.decode``: each code times its scale to the nearest float32, and that to the
@@ -105,7 +108,7 @@ class Bytes:
         line, end = first // self.height, (last - 1) // self.height + 1
         scales = self.scales[line:end]  # (lines, across)
         if not self.signed:
-            if self.lifted[0]:
+            if self.largest[0] < _LIFTED_MAX:
                 scales = scales * _LIFT
             else:
                 numbers.mul_(_LIFT)
@@ -113,11 +116,23 @@ class Bytes:
         if end - line > 1:
             scales = scales.repeat_interleave(self.height, 0)
             scales = scales[first - line * self.height :][: last - first]
-        if self.scales.shape[-1] * self.width == self.columns:
+        if self._even:
             numbers.view(last - first, -1, self.width).mul_(scales[:, :, None])
         else:
             numbers.mul_(self._wide(scales))
         return numbers
+
+    @property
+    def _even(self) -> bool:
+        """Whether the last scales are of as many columns as the others."""
+        return self.scales.shape[-1] * self.width == self.columns
+
+    def _times(self, scales: Tensor, x: Tensor) -> Tensor:
+        """(lines, across) and (t, 1, columns) → (t, lines, columns)."""
+        if not self._even:
+            return x * self._wide(scales)
+        apart = x.view(x.shape[0], 1, -1, self.width) * scales[:, :, None]
+        return apart.view(x.shape[0], -1, self.columns)
 
     def _wide(self, scales: Tensor) -> Tensor:
         """(lines, across) → (lines, columns)."""
@@ -125,38 +140,56 @@ class Bytes:
         return scales.repeat_interleave(width, 1)[:, : self.columns]
 
     def few(self, x: Tensor, kernels: Kernels) -> Tensor | None:
-        """As ``Codes.few``: activations take the scales of each line of blocks, and the largest of
-        them becomes 1; then both factors are float16, whose sums are float32."""
-        tokens = x.shape[0]
+        """As ``Codes.few``: activations take the scales of each line of blocks, and a power of two
+        that makes them fit; then both factors are float16, whose sums are float32."""
+        tokens, kept = x.shape[0], x.dtype
         if (
             self.signed
             or self.device.type != "cpu"
             or not 0 < tokens <= _FEW
             or min(self.height, self.rows) < _LINE_MIN
+            or not halves.multiplied(kernels)
         ):
             return None
-        scaled = x.float()[:, None, :] * self._wide(self.scales)  # (t, lines, columns)
-        most = float(scaled.abs().amax()) * max(1.0, self.columns * _LARGEST / 2**8 / _HALF_MAX)
-        if not 0 < most < _HALF_MAX * _LIFT:
+        x = x.float()
+        power = self._power(x)
+        if power is None:
             return None
-        halves = scaled.mul_(1 / most).half()
-        made = torch.empty((tokens, self.rows), dtype=torch.float16)
-        step = max(1, tile_rows(self.columns, self.device) // self.height) * self.height
-        for first in range(0, self.rows, step):
-            last = min(first + step, self.rows)
-            tile = self._halves(first, last, kernels)
-            for top in range(first, last, self.height):
-                end = min(top + self.height, last)
-                matrix, line = tile[top - first : end - first], top // self.height
-                for token in range(tokens):
-                    torch.mv(matrix, halves[token, line], out=made[token, top:end])
-        return (made.float() * (most * _HALF_LIFT)).to(x.dtype)
+        x = (x * power)[:, None, :]  # (t, 1, columns)
+        made = torch.empty((tokens, self.rows))
+        for first, last, height in self._stretches():
+            scales = self.scales[first // self.height : (last - 1) // self.height + 1]
+            lines = halves.lines_of(kernels, scales.shape[0], height, self.columns)
+            self._halves(first, last, lines.tile)
+            made[:, first:last] = lines(self._times(scales, x))[:, : last - first]
+        return made.mul_(_HALF_LIFT / power).to(kept)
 
-    def _halves(self, first: int, last: int, kernels: Kernels) -> Tensor:
+    def _power(self, x: Tensor) -> float | None:
+        """What makes the largest activation, with the largest scale, fill float16; none where one
+        of the two is far from 1, or no number."""
+        each = float(x.abs().amax()), self.largest[0]
+        if not all(1 / _NEAR < number < _NEAR for number in each):
+            return None
+        return math.ldexp(1.0, _HALF_BITS - math.frexp(each[0] * each[1])[1])
+
+    def _stretches(self) -> Iterator[tuple[int, int, int]]:
+        """What is decoded at once, and how high its lines are: whole lines, or a part of one."""
+        most = max(_LINE_MIN, tile_rows(self.columns, self.device))
+        if self.height <= most:
+            step = most // self.height * self.height
+            for first in range(0, self.rows, step):
+                yield first, min(first + step, self.rows), self.height
+            return
+        for line in range(0, self.rows, self.height):
+            end = min(line + self.height, self.rows)
+            for first in range(line, end, most):
+                yield first, min(first + most, end), most
+
+    def _halves(self, first: int, last: int, tile: Tensor) -> None:
         """Codes as float16, all by the same power of two too small."""
-        codes = self.codes[first:last].view(torch.int8)
-        bits = kernels.room(0, self.device, torch.int16, *codes.shape).copy_(codes)
-        return bits.bitwise_left_shift_(7).bitwise_and_(-0x4080).view(torch.float16)
+        bits = tile[: last - first].view(torch.int16)
+        bits.copy_(self.codes[first:last].view(torch.int8))
+        bits.bitwise_left_shift_(7).bitwise_and_(-0x4080)
 
 
 def bytes_of(
@@ -164,4 +197,4 @@ def bytes_of(
 ) -> Bytes:
     """A stack; ``scaled`` says what its scales are, once they are there."""
     count = codes.shape[0]
-    return Bytes(codes, scales, height, width, signed, [False] * count, [False] * count)
+    return Bytes(codes, scales, height, width, signed, [False] * count, [0.0] * count)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Hashable
+from typing import Any, Final, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,13 @@ from localrun.ggml.matmul import MAX_THREADS, Threads
 # Numbers that are decoded at once: they should stay in a core's cache, or fill an accelerator.
 _TILE: Final = {"cpu": 1 << 20}
 _TILE_ELSEWHERE: Final = 1 << 24
+
+
+class _Closes(Protocol):
+    def close(self) -> None: ...
+
+
+_Made = TypeVar("_Made", bound=_Closes)
 
 
 class Kernels:
@@ -30,6 +37,7 @@ class Kernels:
         self._end: Callable[[], object] | None = None
         self.set_threads(threads)
         self._memory: dict[tuple[torch.device, int], Tensor] = {}
+        self._once: dict[Hashable, Any] = {}
 
     def set_threads(self, count: int) -> None:
         """From the next product on. A model that was built with 0 goes on without libggml."""
@@ -41,7 +49,7 @@ class Kernels:
     def pool(self) -> Threads:
         """Started by the first product, and again where the number of threads has changed."""
         if self._pool is None or self._pool.count != self.threads:
-            self.close()
+            self._end_threads()
             self._pool = Threads(self.threads)
             self._end = weakref.finalize(self, self._pool.close)
         return self._pool
@@ -58,12 +66,25 @@ class Kernels:
             self._memory[device, at] = held
         return held[:nbytes].view(dtype).view(shape)
 
+    def once(self, key: Hashable, make: Callable[[], _Made]) -> _Made:
+        """What all matrices share, made when it is first asked for and closed with the rest;
+        ``key`` holds its type."""
+        if key not in self._once:
+            self._once[key] = make()
+        found: _Made = self._once[key]
+        return found
+
     def close(self) -> None:
         """End the threads, give the memory back. Again does nothing."""
+        for made in self._once.values():
+            made.close()
+        self._once, self._memory = {}, {}
+        self._end_threads()
+
+    def _end_threads(self) -> None:
         end, self._end, self._pool = self._end, None, None
         if end is not None:
             end()
-        self._memory = {}
 
 
 def tile_rows(columns: int, device: torch.device) -> int:
