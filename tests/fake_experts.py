@@ -212,7 +212,7 @@ def tiny(
     card: int = 0,
     apart: bool = False,
     buffers: int = 4,
-    workers: int = 2,
+    workers: int | None = 2,
     guesses: Mapping[int, Guess] | None = None,
     interrupt: Callable[[], None] = nobody,
     pressure: Callable[[], str | None] = lambda: None,

@@ -35,7 +35,6 @@ from localrun.releases.stored.release import weights_of
 _DISK: Final = "disk"
 # Where a plan says nothing: one is read while the one before it is put into its place.
 _BUFFERS: Final = 4
-_WORKERS: Final = 2
 
 
 class OnDisk:
@@ -130,9 +129,7 @@ class OnDisk:
         ]
         room = max(room_for(bank.extents(e)) for bank in self._banks for e in range(bank.count))
         staging = max(self._execution.staging_bytes, _BUFFERS * room)
-        self._loads = Loads(
-            self.reader, self._stage, staging_bytes=staging, room=room, workers=_WORKERS
-        )
+        self._loads = Loads(self.reader, self._stage, staging_bytes=staging, room=room)
         self.cache = Cache(self._loads, self._check)
         self._stack.callback(self.cache.close)
         for path, bank in zip(self._streams, self._banks, strict=True):

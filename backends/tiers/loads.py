@@ -1,7 +1,8 @@
 """Knows no cache: experts on their way from disk into places, and guesses on theirs into staging.
 
-All that a layer misses is begun at once, as many as there are buffers. Threads of this module
-decode what has been read into its place, while whoever asked computes with what is there.
+All that a layer misses is begun at once, as many as there are buffers. What has been read is
+decoded into its place by threads of this module, while whoever asked computes with what is there;
+what is small by whoever asked.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ from localrun.errors import DiskReadError, LocalrunError
 from localrun.formats.extent import Extent
 
 _LOOKS_S: Final = 0.1
+_WORKERS: Final = 2
+# Threads of an interpreter wait for each other: what is decoded sooner than they take turns is
+# decoded by whoever asks.
+_SMALL: Final = 2 << 20
 
 
 class Filled(Protocol):
@@ -83,15 +88,24 @@ class Load:
 
 
 class Loads:
-    """Of a model. One thread asks; ``workers`` threads decode. ``room`` is that of a buffer."""
+    """Of a model. One thread asks; ``workers`` others decode, or it does itself where there are
+    none: by default as the size of experts asks for. ``room`` is that of a buffer."""
 
     def __init__(
-        self, reader: Reader, stage: Stage, *, staging_bytes: int, room: int, workers: int
+        self,
+        reader: Reader,
+        stage: Stage,
+        *,
+        staging_bytes: int,
+        room: int,
+        workers: int | None = None,
     ) -> None:
         self._reader, self._stage = reader, stage
         self._buffers = Buffers(staging_bytes, room)
         self.staging_bytes, self.buffers = self._buffers.nbytes, self._buffers.count
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="experts")
+        if workers is None:
+            workers = 0 if room <= _SMALL else _WORKERS
+        self._pool = ThreadPoolExecutor(workers, "experts") if workers else None
         self._changed = Condition()
         self._waiting: deque[Load] = deque()
         self._guesses: dict[int, _Read] = {}
@@ -120,9 +134,10 @@ class Loads:
             self._waiting += late
             self._begin()
         for load in early + late:
-            load.ended = self._pool.submit(self._carry, load)
             self._under_way[load.expert] = load
-            load.ended.add_done_callback(partial(_tell, self._ended, load))
+            if self._pool is not None:
+                load.ended = self._pool.submit(self._carry, load)
+                load.ended.add_done_callback(partial(_tell, self._ended, load))
 
     def _drop_guesses(self, but: Collection[int] = ()) -> None:
         """Those that were not begun, too. Whoever calls it holds the lock."""
@@ -141,25 +156,43 @@ class Loads:
             self._ahead = deque(islice(experts, self.buffers // 2))
             self._begin()
 
-    def next(self, check: Callable[[], None]) -> list[int]:
-        """Experts that have come into their places since; waits for one, where none has.
+    def next(self, check: Callable[[], None], *, wait: bool = True) -> list[int]:
+        """Experts that have come into their places since; where none has, none, or it waits for
+        one.
 
         Raises:
             DiskReadError, SourceError: one of them did not, and all others are dropped. Whatever
                 ``check`` raises, which is called ten times a second.
         """
         try:
-            came = [self._one(check)]
-            while not self._ended.empty():
-                came.append(self._ended.get())
+            came = (self._decoded if self._pool is None else self._told)(check, wait)
             for load in came:
-                assert load.ended is not None
-                load.ended.result()
                 del self._under_way[load.expert]
         except BaseException:
             self.drop()
             raise
         return [load.expert for load in came]
+
+    def _decoded(self, check: Callable[[], None], wait: bool) -> list[Load]:
+        """By this thread: what has been read, else what was begun first."""
+        loads = self._under_way.values()
+        came = [load for load in loads if load.read is not None and load.read.pending.done]
+        if wait and not came:
+            came = [next(iter(loads))]
+        for load in came:
+            check()
+            self._carry(load, check)
+        return came
+
+    def _told(self, check: Callable[[], None], wait: bool) -> list[Load]:
+        """By those of the pool."""
+        came = [self._one(check)] if wait else []
+        while not self._ended.empty():
+            came.append(self._ended.get())
+        for load in came:
+            assert load.ended is not None
+            load.ended.result()
+        return came
 
     def _one(self, check: Callable[[], None]) -> Load:
         while True:
@@ -179,8 +212,7 @@ class Loads:
             self._waiting.clear()
             self._changed.notify_all()
         for load in loads:
-            assert load.ended is not None
-            if load.ended.cancel():
+            if load.ended is None or load.ended.cancel():
                 self._give_back(load)
             else:
                 load.ended.exception()  # its end, whatever that is
@@ -192,13 +224,14 @@ class Loads:
         self.drop()
         with self._changed:
             self._drop_guesses()
-        self._pool.shutdown()
+        if self._pool is not None:
+            self._pool.shutdown()
 
-    def _carry(self, load: Load) -> None:
-        """On a thread of the pool: wait for the read, decode it into its place."""
+    def _carry(self, load: Load, check: Callable[[], None] = nobody) -> None:
+        """Wait for the read, decode it into its place."""
         try:
-            read = self._begun(load)
-            read.pending.wait(load.hold_on)
+            read = self._begun(load, check)
+            read.pending.wait(partial(_hold_on, load, check))
             with self._stage.holding(read.layout.windows(read.memory)):
                 load.slots.fill(load.place, load.expert)
         except DiskReadError as error:
@@ -206,7 +239,7 @@ class Loads:
         finally:
             self._give_back(load)
 
-    def _begun(self, load: Load) -> _Read:
+    def _begun(self, load: Load, check: Callable[[], None]) -> _Read:
         """Its read, once there was a buffer for it. Where all are taken by reads that nobody waits
         for, this waits for those: so a disk that stalls is told here too."""
         while True:
@@ -219,8 +252,9 @@ class Loads:
                 if leaving is None:
                     self._changed.wait(_LOOKS_S)
                     continue
+            check()
             try:
-                leaving.wait(partial(_hold_up, load))
+                leaving.wait(partial(_hold_up, load, check))
             except _Begun:
                 continue
             except DiskReadError:
@@ -265,8 +299,13 @@ class Loads:
         return _Read(laid, memory, pending)
 
 
-def _hold_up(load: Load) -> None:
+def _hold_on(load: Load, check: Callable[[], None]) -> None:
     load.hold_on()
+    check()
+
+
+def _hold_up(load: Load, check: Callable[[], None]) -> None:
+    _hold_on(load, check)
     if load.read is not None:
         raise _Begun
 

@@ -1,7 +1,8 @@
 """Knows no plan: what torch takes on this machine's CPU, of what libggml's figures do not tell.
 
 Between its products a layer is Python and many small operations, whose time does not depend on
-weights: it is measured of small models, in the time of one token by the blocks of their layers.
+weights: it is measured of small models, in the time of one token by the blocks of their layers,
+and in what a token takes longer whose experts are on disk.
 Types that libggml has no kernels for are multiplied by torch; they are measured of large matrices.
 """
 
@@ -10,9 +11,12 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Final
 
 import numpy as np
@@ -27,9 +31,13 @@ from localrun.backends.torch.matrices.kernels import Kernels
 from localrun.backends.torch.matrices.tiles import Tiled
 from localrun.backends.torch.model import Model, Setup, Span, Step
 from localrun.backends.torch.numerics import FAST
-from localrun.backends.torch.small_models import SMALL_MODELS
+from localrun.backends.torch.small_models import SMALL_MODELS, wider
 from localrun.backends.torch.tensors import Tensors
 from localrun.backends.torch.threads import share_threads
+from localrun.backends.torch.tiers.store import ExpertStore
+from localrun.backends.torch.tiers.use import DISK
+from localrun.disk.opening import open_reader
+from localrun.disk.staged import Stage
 from localrun.hardware.machine import HostFigures, Speed
 from localrun.hardware.measure_cpu import usual_rate
 from localrun.hardware.measure_memory import Clock
@@ -37,7 +45,7 @@ from localrun.models.bare import flat
 from localrun.models.describe import describe_config, layout_of
 from localrun.plan.stack import stack
 from localrun.releases.checkpoint import Checkpoint
-from localrun.releases.read import release_of
+from localrun.releases.read import open_source, release_of
 from localrun.releases.stored.release import weights_of
 
 _CPU: Final = torch.device("cpu")
@@ -45,6 +53,13 @@ _SIZE: Final = 4096  # rows and columns of a matrix
 _MATRICES: Final = 4
 _PROMPT: Final = 16
 _CAPACITY: Final = 512
+_STREAMED: Final = (SMALL_MODELS[0][1], wider(SMALL_MODELS[0][1], 4))
+_ROUNDS: Final = 3
+_PAIRS: Final = 3
+_FORGOTTEN: Final = 2  # of the four experts that a token picks in each layer
+_PLACES: Final = 1 << 10  # more than there are experts
+_STAGING_BYTES: Final = 16 << 20
+_LEAST_MS: Final = 0.001
 # One ordinary number of each type that releases store.
 _BYTES: Final = {
     "F8_E4M3": b"\x38",
@@ -63,39 +78,99 @@ def measure_host(
     clock: Clock = time.perf_counter,
 ) -> HostFigures:
     """In about ``seconds``, besides what loading takes."""
-    share = seconds / (len(SMALL_MODELS) + 2)
+    share = seconds / (len(SMALL_MODELS) + len(_STREAMED) + 2)
     best: dict[str, float] = {}
-    # Twice, some time apart: threads that wait for each other stand still while another program
-    # has a core, which makes a token many times longer.
-    for _ in range(2):
+    misses: dict[int, float] = {}
+    products: dict[str, float] = {}
+    # Some time apart: threads that wait for each other stand still while another program has a
+    # core, which makes a token many times longer.
+    for _ in range(_ROUNDS):
         for names, config in SMALL_MODELS:
             say(f"measuring cpu with torch: a block of {names[0]}")
-            took = _block(config, share / 2, threads, clock)
+            took = _block(config, share / _ROUNDS, threads, clock)
             best |= {name: min(took, best.get(name, took)) for name in names}
-    launches = {name: Speed(took, "measured", "torch") for name, took in best.items()}
-    return HostFigures(_products(share, threads, clock), launches)
+        for config in _STREAMED:
+            say("measuring cpu with torch: experts from disk")
+            size, took = _miss(config, share / _ROUNDS, threads, clock)
+            misses[size] = min(took, misses.get(size, took))
+        for name, rate in _products(share / _ROUNDS, threads, clock).items():
+            products[name] = max(rate, products.get(name, rate))
+    return HostFigures(
+        {name: Speed(rate, "measured", "torch") for name, rate in products.items()},
+        {name: Speed(took, "measured", "torch") for name, took in best.items()},
+        {size: Speed(max(_LEAST_MS, took), "measured", "torch") for size, took in misses.items()},
+    )
 
 
 def _block(config: Mapping[str, object], seconds: float, threads: int, clock: Clock) -> float:
     """Milliseconds of a token in one block of a layer."""
     spec = describe_config(config)
     blocks = sum(layer.blocks for layer in stack(spec, {}, "bf16", 0).layers)
-    with tempfile.TemporaryDirectory() as place, torch.no_grad(), failures(_CPU, "measuring"):
-        source = Checkpoint(files_of((_written(Path(place), config),)))
+    with _opened(config, threads) as (model, _):
+        return _took(_token(model, threads), seconds, clock) / blocks
+
+
+def _miss(
+    config: Mapping[str, object], seconds: float, threads: int, clock: Clock
+) -> tuple[int, float]:
+    """Bytes of an expert; milliseconds that a token takes longer for each that it does not find."""
+    with _opened(config, threads, streamed=True) as (model, store):
+        assert store is not None
+        found = _token(model, threads)
+
+        longer: list[float] = []
+        before, until = store.stats().experts[DISK], clock() + seconds
+        # By turns: how fast a shared machine is changes within a second.
+        while len(longer) < _PAIRS or clock() < until:
+            start = clock()
+            found()
+            middle = clock()
+            store.forget(_FORGOTTEN)
+            found()
+            longer.append(clock() - middle - (middle - start))
+        after = store.stats().experts[DISK]
+        missed = after.picks - before.picks
+        took = 1e3 * median(longer) * len(longer) / missed
+        return (after.bytes - before.bytes) // missed, took
+
+
+def _took(run: Callable[[], None], seconds: float, clock: Clock) -> float:
+    """Milliseconds."""
+    return 1e3 / usual_rate(run, 1.0, seconds, clock)
+
+
+@contextmanager
+def _opened(
+    config: Mapping[str, object], threads: int, *, streamed: bool = False
+) -> Iterator[tuple[Model, ExpertStore | None]]:
+    """A model of ``config``, with its experts in memory, or in places that are all empty."""
+    with ExitStack() as undo:
+        place = Path(undo.enter_context(tempfile.TemporaryDirectory()))
+        undo.enter_context(torch.no_grad())
+        undo.enter_context(failures(_CPU, "measuring"))
+        stage = Stage()
+        source = open_source(files_of((_written(place, config),)), stage=stage)
+        undo.callback(source.close)
         kernels = Kernels(threads)
-        try:
-            setup = Setup(FAST, _CPU, _CAPACITY, threads=threads, kernels=kernels)
-            release = release_of(source, weights_of(source))
-            flattened = flat(release.config)
-            tensors = Tensors(release, setup)
-            model = architecture(flattened.text("model_type") or "").build(flattened, tensors)
-            try:
-                return 1e3 / (usual_rate(_token(model, threads), 1.0, seconds, clock) * blocks)
-            finally:
-                model.close()
-        finally:
-            kernels.close()
-            source.close()
+        undo.callback(kernels.close)
+        setup = Setup(FAST, _CPU, _CAPACITY, threads=threads, kernels=kernels)
+        store = None
+        if streamed:
+            reader = open_reader(source.paths)
+            undo.callback(reader.close)
+            store = ExpertStore(
+                reader, stage, slots=_PLACES, card_slots=0, staging_bytes=_STAGING_BYTES
+            )
+            undo.callback(store.close)
+            setup = replace(setup, reader=reader, experts=store)
+        assert isinstance(source, Checkpoint)
+        release = release_of(source, weights_of(source))
+        flattened = flat(release.config)
+        model = architecture(flattened.text("model_type") or "").build(
+            flattened, Tensors(release, setup)
+        )
+        undo.callback(model.close)
+        yield model, store
 
 
 def _written(folder: Path, config: Mapping[str, object]) -> str:
@@ -147,13 +222,15 @@ def _token(model: Model, threads: int) -> Callable[[], None]:
     return run
 
 
-def _products(seconds: float, threads: int, clock: Clock) -> Mapping[str, Speed]:
+def _products(seconds: float, threads: int, clock: Clock) -> Mapping[str, float]:
     """GB/s of weights by type, of one token's products with torch's kernels."""
     share_threads(1, FAST, threads)
     kernels = Kernels(threads)
     random = np.random.default_rng(0)
     codes = torch.from_numpy(random.integers(0, 120, (_SIZE, _SIZE), np.uint8))
-    eights = fp8.bytes_of(codes, torch.ones(_SIZE // 128, _SIZE // 128), 128, 128)
+    scales = torch.ones(_SIZE // 128, _SIZE // 128)
+    eights = fp8.bytes_of(codes, scales, 128, 128)
+    eights.scaled(0, scales.numpy())
     numbers = torch.from_numpy(random.standard_normal((_SIZE, _SIZE), np.float32))
     x = torch.from_numpy(random.standard_normal((1, _SIZE), np.float32))
     runs: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {
@@ -163,9 +240,7 @@ def _products(seconds: float, threads: int, clock: Clock) -> Mapping[str, Speed]
     entered = x.bfloat16()
     try:
         return {
-            name: Speed(
-                usual_rate(partial(own, entered), size, seconds, clock) / 1e9, "measured", "torch"
-            )
+            name: usual_rate(partial(own, entered), size, seconds, clock) / 1e9
             for name, (size, own) in runs.items()
         }
     finally:

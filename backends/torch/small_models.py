@@ -233,3 +233,11 @@ SMALL_MODELS: Final[tuple[tuple[tuple[str, ...], Mapping[str, object]], ...]] = 
         },
     ),
 )
+
+
+def wider(config: Mapping[str, object], times: int) -> Mapping[str, object]:
+    """One of those with a ``text_config``, its experts so many times as wide and as high."""
+    text = config["text_config"]
+    assert isinstance(text, dict)
+    sizes = {name: times * text[name] for name in ("hidden_size", "moe_intermediate_size")}
+    return {**config, "text_config": {**text, **sizes}}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from localrun.cli.output import size
 from localrun.cli.plan_view import place
 from localrun.plan.rooms import SIMULATED
-from localrun.plan.terms import DENSE, DISK, EXPERTS, HIDDEN, KV, LAUNCHES, STEP, term
+from localrun.plan.terms import DENSE, DISK, EXPERTS, HIDDEN, KV, LAUNCHES, MISSES, STEP, term
 
 if TYPE_CHECKING:
     from localrun.engine.runner import ExpertUse, RunnerStats
@@ -101,11 +101,11 @@ def compared(prediction: Prediction, found: Spent, step_ms: float) -> list[Compa
 
 
 COMPUTING: Final = "computing"
-_COMPUTED: Final = frozenset((DENSE, EXPERTS, KV, LAUNCHES))
+_COMPUTED: Final = frozenset((DENSE, EXPERTS, KV, LAUNCHES, MISSES))
 # What a runner measures together is predicted apart: whoever waits for a disk sees only what was
 # not hidden, and kernels are started, and rows looked at, within what they do. Which of a tier's
 # terms its kernels were started in nobody predicts: ``computing`` has the sums to hold together.
-_PARTS: Final = ((LAUNCHES, DENSE), (KV, DENSE), (HIDDEN, DISK))
+_PARTS: Final = ((LAUNCHES, DENSE), (MISSES, DENSE), (KV, DENSE), (HIDDEN, DISK))
 
 
 def _folded(predicted: Mapping[str, float], measured: Mapping[str, float]) -> dict[str, float]:

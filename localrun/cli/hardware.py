@@ -235,6 +235,10 @@ def _show_compute(machine: Machine, measured: Measurements | None) -> None:
         say("")
         blocks = [(name, f"{value:.3f} ms") for name, value in host.launches.items()]
         table((f"{backend}, cpu", "a block of a layer"), blocks)
+        if host.misses:
+            say("")
+            fetched = [(size(each), f"{value:.3f} ms") for each, value in host.misses.items()]
+            table(("expert from disk", "beside its read"), fetched)
         say("")
         own = [(name, _of(host.gemv, name, "GB/s")) for name in host.gemv]
         table((f"{backend}, weights", "token"), own)

@@ -21,7 +21,7 @@ T = TypeVar("T")
 MEMORY_SECONDS = 6.0
 CPU_SECONDS = 18.0
 DEVICES_SECONDS = 8.0
-HOST_SECONDS = 5.0
+HOST_SECONDS = 8.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,8 @@ def with_devices(found: Measurements, figures: Mapping[str, DeviceFigures]) -> M
 
 def with_host(found: Measurements, backend: str, figures: HostFigures) -> Measurements:
     """``found`` with what a backend measured of itself on the CPU, in place of what was known."""
-    new = MeasuredHost(_values(figures.gemv), _values(figures.launches))
+    misses = {size: speed.value for size, speed in figures.misses.items()}
+    new = MeasuredHost(_values(figures.gemv), _values(figures.launches), misses)
     return replace(found, hosts={**found.hosts, backend: new})
 
 

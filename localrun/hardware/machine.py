@@ -45,10 +45,12 @@ class Tier:
 class HostFigures:
     """What one backend does on the CPU: ``gemv`` as in ``Compute``, of types that it has kernels of
     its own for; ``launches`` are milliseconds that a block of a layer takes whatever it reads, by
-    architecture. Empty where nothing was measured."""
+    architecture; ``misses`` are milliseconds that fetching an expert from disk
+    takes beside its read, by its bytes. Empty where nothing was measured."""
 
     gemv: Mapping[str, Speed] = field(default_factory=dict)
     launches: Mapping[str, Speed] = field(default_factory=dict)
+    misses: Mapping[int, Speed] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

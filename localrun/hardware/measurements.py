@@ -69,9 +69,10 @@ class MeasuredHost:
 
     gemv: Mapping[str, float] = field(default_factory=dict)
     launches: Mapping[str, float] = field(default_factory=dict)
+    misses: Mapping[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _all_positive(self.gemv, self.launches)
+        _all_positive(self.gemv, self.launches, self.misses)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +138,7 @@ class Measurements:
                 backend: HostFigures(
                     {name: self._speed(value) for name, value in found.gemv.items()},
                     {name: self._speed(value) for name, value in found.launches.items()},
+                    {size: self._speed(value) for size, value in found.misses.items()},
                 )
                 for backend, found in self.hosts.items()
             },

@@ -86,6 +86,9 @@ RAM_ROW_MS = 0.0001
 # What torch takes for a block of a layer on a CPU, whatever it reads: Python, and the dispatch of
 # small operations. `localrun hardware --calibrate` measures it; this is of one EPYC.
 TORCH_BLOCK_MS = 0.5
+# The same of an expert that it fetches from disk, beside the read: beginning it, decoding it into
+# its place, threads that wait for each other.
+TORCH_MISS_MS = 1.0
 # Time that sampling and the loop around a step take.
 STEP_MS = 0.1
 # One hop of activations between cards of a layer split: 5 to 20 microseconds.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from localrun.errors import UsageError
-from localrun.plan.constants import MIB, TORCH_BLOCK_MS
+from localrun.plan.constants import MIB, TORCH_BLOCK_MS, TORCH_MISS_MS
 from localrun.plan.plan import KvType
 
 Kernels = Literal["tuned", "portable", "reference"]
@@ -38,7 +38,8 @@ class Engine:
     one way. ``divides`` is false where a device computes all layers or none, ``one_card`` is true
     where one does at most. ``hides`` says what a read hides behind: the whole step, or what its own
     layer computes meanwhile. ``block`` is what a block of a layer takes on a CPU whatever it reads,
-    in milliseconds, where that was not measured. ``staged`` reads experts into memory that it
+    in milliseconds, where that was not measured, ``miss`` what an expert from disk takes beside its
+    read. ``staged`` reads experts into memory that it
     measures out by their size; ``text_only`` leaves drafts and vision in the files; ``simulates``
     computes for a card that is a declared part of RAM. ``library`` is what its own code takes of
     RAM, bytes.
@@ -66,6 +67,7 @@ class Engine:
     one_card: bool = False
     hides: Literal["step", "layer"] = "step"
     block: float = 0.0
+    miss: float = 0.0
     staged: bool = False
     text_only: bool = False
     simulates: bool = False
@@ -101,6 +103,7 @@ _ENGINES = (
         one_card=True,
         hides="layer",
         block=TORCH_BLOCK_MS,
+        miss=TORCH_MISS_MS,
         staged=True,
         text_only=True,
         simulates=True,

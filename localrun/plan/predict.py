@@ -16,7 +16,7 @@ from localrun.plan import constants
 from localrun.plan import terms as names
 from localrun.plan.constants import Constants
 from localrun.plan.engines import Engine
-from localrun.plan.rates import host_gflops, host_launch, host_rate, stream
+from localrun.plan.rates import host_gflops, host_launch, host_miss, host_rate, stream
 from localrun.plan.rooms import SIMULATED, Rooms
 from localrun.plan.stack import Weights
 from localrun.plan.work import Chunk, Share, Token
@@ -82,6 +82,9 @@ def token_terms(
         _host(parts, work, rooms, engine, fit, threads)
     if work.handovers:
         parts[names.SYNC] = work.handovers * fit.handover
+    if work.misses:
+        miss = host_miss(rooms.machine.compute, engine, work.missed / work.misses)
+        parts |= {names.term("ram", names.MISSES): work.misses * miss} if miss else {}
     parts[names.STEP] = constants.STEP_MS
     computing = sum(parts.values())
     rows = _rows(work, rooms, engine, computing)
@@ -111,7 +114,7 @@ def token_bytes(work: Token) -> dict[str, int]:
 def _beside(work: Token, parts: Mapping[str, float]) -> float:
     """What is computed while experts are fetched: in each layer that misses some, what all tokens
     share and the experts that are there, then each other one as it arrives. Only the last of these
-    waits for the whole of its read."""
+    waits for the whole of its read. What each takes of the host it takes while others are read."""
     if not work.streaming or not work.used:
         return 0.0
     missing = min(1.0, work.misses / work.streaming)
@@ -123,7 +126,8 @@ def _beside(work: Token, parts: Mapping[str, float]) -> float:
     dense, blocks = sum(share.dense.read for share in shares), sum(share.blocks for share in shares)
     shared = time(names.DENSE) * work.beside / dense if dense else 0.0
     launched = time(names.LAUNCHES) * work.beside_blocks / blocks if blocks else 0.0
-    return missing * (shared + launched + time(names.EXPERTS) * (1 - 1 / work.used))
+    computed = missing * (shared + launched + time(names.EXPERTS) * (1 - 1 / work.used))
+    return computed + parts.get(names.term("ram", names.MISSES), 0.0)
 
 
 def _by_host(

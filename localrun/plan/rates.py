@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 
 from localrun.formats.types import GGUF_TYPES, SAFETENSORS_TYPES
 from localrun.hardware.machine import Compute, HostFigures, Speed, Tier
@@ -55,6 +56,18 @@ def host_launch(compute: Compute | None, engine: Engine) -> float:
         return 0.0
     figures = compute.hosts.get(engine.name) if compute is not None else None
     return _only(figures.launches, "") if figures and figures.launches else engine.block
+
+
+def host_miss(compute: Compute | None, engine: Engine, nbytes: float) -> float:
+    """Milliseconds of the host that an expert of ``nbytes`` from disk takes beside its read."""
+    figures = compute.hosts.get(engine.name) if compute is not None else None
+    if figures is None or not figures.misses:
+        return engine.miss
+    known = sorted((size, speed.value) for size, speed in figures.misses.items())
+    for (low, first), (high, second) in pairwise(known):
+        if low < nbytes <= high:
+            return first + (second - first) * (nbytes - low) / (high - low)
+    return known[0][1] if nbytes <= known[0][0] else known[-1][1]
 
 
 def host_gflops(compute: Compute | None, engine: Engine) -> float:

@@ -59,7 +59,7 @@ def starts(made: Tiny, at: int, *experts: int) -> list[int]:
     places=st.integers(1, 8),
     card=st.integers(0, 8),
     buffers=st.integers(1, 5),
-    workers=st.integers(1, 3),
+    workers=st.integers(0, 3),
 )
 def test_no_bit_depends_on_places_groups_or_guesses(
     seed: int, tokens: list[int], top: int, places: int, card: int, buffers: int, workers: int

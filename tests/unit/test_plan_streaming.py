@@ -9,12 +9,20 @@ import pytest
 from localrun.errors import PlanRequestError
 from localrun.hardware.machine import Compute, HostFigures, Machine, Speed
 from localrun.plan import terms
-from localrun.plan.constants import FITTED, HOT_ROWS, PAGE, ROWS_READ, STAGED_EXPERTS, STAGING
+from localrun.plan.constants import (
+    FITTED,
+    HOT_ROWS,
+    PAGE,
+    ROWS_READ,
+    STAGED_EXPERTS,
+    STAGING,
+    TORCH_MISS_MS,
+)
 from localrun.plan.engines import engine
 from localrun.plan.plan import Plan, PlanRequest, Workload
 from localrun.plan.planner import plan
 from localrun.plan.predict import token_terms
-from localrun.plan.rates import host_launch, host_rate, tuned
+from localrun.plan.rates import host_launch, host_miss, host_rate, tuned
 from localrun.plan.rooms import rooms
 from localrun.plan.search import search
 from localrun.plan.stack import Weights
@@ -128,8 +136,10 @@ def test_reads_hide_behind_what_their_layers_compute_and_no_more(missed: float) 
     there = rooms(machine_of(CPU), PlanRequest(), kind, device=False)
     found = token_terms(token(missed, 60 if missed else 0), there, kind, FITTED)
     parts = found.parts
-    # Half of the dense weights, half of the blocks, and all but one of a layer's four experts.
+    # Half of the dense weights, half of the blocks, all but one of a layer's four experts, and what
+    # each that is fetched takes of the host.
     most = parts["ram dense"] / 2 + parts["ram launches"] / 2 + parts["ram experts"] * 3 / 4
+    most += parts.get("ram misses", 0.0)
 
     if not missed:
         assert terms.DISK not in parts
@@ -143,6 +153,21 @@ def test_where_few_layers_miss_few_have_something_to_hide_behind() -> None:
     there = rooms(machine_of(CPU), PlanRequest(), kind, device=False)
     often, seldom = (token_terms(token(1e12, count), there, kind, FITTED) for count in (40, 10))
     assert seldom.hidden == pytest.approx(often.hidden / 4)
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "expected"),
+    [(1, 1.0), (50e3, 1.0), (425e3, 1.5), (800e3, 2.0), (2.4e6, 3.0), (13e6, 4.0)],
+)
+def test_what_an_expert_takes_beside_its_read_grows_as_it_was_seen_to(
+    nbytes: float, expected: float
+) -> None:
+    seen = {50_000: 1.0, 800_000: 2.0, 4_000_000: 4.0}
+    misses = {size: Speed(took, "measured") for size, took in seen.items()}
+    known = Compute(4, hosts={"torch": HostFigures(misses=misses)})
+    assert host_miss(known, engine("torch"), nbytes) == pytest.approx(expected)
+    assert host_miss(Compute(4), engine("torch"), nbytes) == TORCH_MISS_MS
+    assert host_miss(known, engine("mlx"), nbytes) == 0
 
 
 def calibrated(machine: Machine, **launches: float) -> Machine:

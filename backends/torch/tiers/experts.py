@@ -27,6 +27,8 @@ Guess = Callable[[Tensor, Tensor], Tensor]
 """What a router would choose: of ``[T, D]`` and the ids int64 ``[T]``, int64 ``[T, K]``."""
 # Of so many times as many picks as there are experts nearly every expert is one.
 _NEARLY_ALL: Final = 4
+# To compute with so many takes longer than to begin it.
+_WORTH_BYTES: Final = 4 << 20
 
 
 class StreamedExperts:
@@ -53,6 +55,8 @@ class StreamedExperts:
         self.picks = np.zeros(slots.count, dtype=np.int64)
         self.expert_nbytes: Final = slots.slot_nbytes
         """Of one place."""
+        self.together: Final = -(-_WORTH_BYTES // max(1, self.expert_nbytes))
+        """Experts that are computed at once where they do not come faster."""
         self.read_nbytes: Final = slots.read_nbytes
         """What is read of files for one expert."""
 
@@ -181,25 +185,37 @@ class _Run:
         return self._made.sum(1, dtype=torch.float32)
 
     def _compute_all(self) -> None:
-        """What is there first; then what came, as it comes, while its successors are read."""
-        store, places = self._store, self._layer.places
-        if self._acquired.hits:
-            self._compute(self._acquired.hits)
-        coming = dict(self._acquired.misses)
+        """What is there first; then what came, while its successors are read."""
+        coming, ready = dict(self._acquired.misses), dict(self._acquired.hits)
         self._want_more(coming)
+        ready |= self._arrived(coming, wait=False)
+        if ready:
+            self._compute(ready)
+            ready = {}
+            self._want_more(coming)
         if coming and not self._left:
             self._look_ahead()
         while coming:
-            start = perf_counter()
-            came = store.loads.next(store.interrupt)
-            store.uses.disk.seconds += perf_counter() - start
-            for expert in came:
-                places.arrived(expert)
-            self._compute({expert: coming.pop(expert) for expert in came})
+            ready |= self._arrived(coming)
+            if coming and not self._left and len(ready) < self._layer.together:
+                continue
+            self._compute(ready)
+            ready = {}
             if self._left:
                 self._want_more(coming)
                 if not self._left:
                     self._look_ahead()
+
+    def _arrived(self, coming: dict[int, int], *, wait: bool = True) -> dict[int, int]:
+        """Of what is coming those that are there now, with their places."""
+        if not coming:
+            return {}
+        store, start = self._store, perf_counter()
+        came = store.loads.next(store.interrupt, wait=wait)
+        store.uses.disk.seconds += perf_counter() - start
+        for expert in came:
+            self._layer.places.arrived(expert)
+        return {expert: coming.pop(expert) for expert in came}
 
     def _want_more(self, coming: dict[int, int]) -> None:
         """Of what had no place, as much as has one now."""

@@ -48,7 +48,7 @@ class ExpertStore:
         slots: int,
         card_slots: int,
         staging_bytes: int,
-        workers: int = 2,
+        workers: int | None = None,
         interrupt: Callable[[], None] = uninterrupted,
         pressure: Callable[[], str | None] = _plenty,
     ) -> None:
@@ -117,6 +117,14 @@ class ExpertStore:
             self._loads.drop()
         for layer in self._layers:
             layer.places.abandon()
+
+    def forget(self, number: int) -> None:
+        """Of every layer so many experts that were not used for the longest time are not there any
+        more."""
+        self.abandon()
+        for layer in self._layers:
+            for expert in layer.places.held[:number]:
+                layer.places.drop(expert)
 
     def look_ahead(self, layer: StreamedExperts, x: Tensor, tokens: Tensor) -> None:
         """Of the layer behind this one, what it will probably miss."""
