@@ -11,13 +11,14 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -78,28 +79,27 @@ def measure_host(
     clock: Clock = time.perf_counter,
 ) -> HostFigures:
     """In about ``seconds``, besides what loading takes."""
-    share = seconds / (len(SMALL_MODELS) + len(_STREAMED) + 2)
-    best: dict[str, float] = {}
-    misses: dict[int, float] = {}
-    products: dict[str, float] = {}
-    # Some time apart: threads that wait for each other stand still while another program has a
-    # core, which makes a token many times longer.
+    share = seconds / (len(SMALL_MODELS) + len(_STREAMED) + 2) / _ROUNDS
+    blocks, misses, products = (defaultdict[Any, list[float]](list) for _ in range(3))
+    # Some time apart, and the middle one counts: threads that wait for each other stand still while
+    # another program has a core, which makes a token many times longer.
     for _ in range(_ROUNDS):
         for names, config in SMALL_MODELS:
             say(f"measuring cpu with torch: a block of {names[0]}")
-            took = _block(config, share / _ROUNDS, threads, clock)
-            best |= {name: min(took, best.get(name, took)) for name in names}
+            took = _block(config, share, threads, clock)
+            for name in names:
+                blocks[name].append(took)
         for config in _STREAMED:
             say("measuring cpu with torch: experts from disk")
-            size, took = _miss(config, share / _ROUNDS, threads, clock)
-            misses[size] = min(took, misses.get(size, took))
-        for name, rate in _products(share / _ROUNDS, threads, clock).items():
-            products[name] = max(rate, products.get(name, rate))
-    return HostFigures(
-        {name: Speed(rate, "measured", "torch") for name, rate in products.items()},
-        {name: Speed(took, "measured", "torch") for name, took in best.items()},
-        {size: Speed(max(_LEAST_MS, took), "measured", "torch") for size, took in misses.items()},
-    )
+            size, took = _miss(config, share, threads, clock)
+            misses[size].append(max(_LEAST_MS, took))
+        for name, rate in _products(share, threads, clock).items():
+            products[name].append(rate)
+    return HostFigures(_middle(products), _middle(blocks), _middle(misses))
+
+
+def _middle(seen: Mapping[Any, list[float]]) -> dict[Any, Speed]:
+    return {name: Speed(median(each), "measured", "torch") for name, each in seen.items()}
 
 
 def _block(config: Mapping[str, object], seconds: float, threads: int, clock: Clock) -> float:

@@ -53,10 +53,12 @@ def estimate(found: Solution) -> Prediction:
 def _learned(found: Residual | None, band: float) -> tuple[float, float]:
     """How many times slower runs were than predicted, and the band that is left around that: twice
     as far as they lay apart, and no wider than that of a plan nobody has run as long as that holds
-    them all."""
+    them all. One run says how far off a plan was, not how far runs lie apart: of each further one
+    the band may become that much narrower."""
     if found is None:
         return 1.0, band
-    return found.ratio, max(LEAST_BAND, found.spread, min(band, 2 * found.spread))
+    least = max(LEAST_BAND, band / (1 + found.count))
+    return found.ratio, max(least, found.spread, min(band, 2 * found.spread))
 
 
 def _parts(spent: predict.Terms, slower: float) -> dict[str, float]:
