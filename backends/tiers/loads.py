@@ -243,6 +243,7 @@ class Loads:
         """Its read, once there was a buffer for it. Where all are taken by reads that nobody waits
         for, this waits for those: so a disk that stalls is told here too."""
         while True:
+            check()
             with self._changed:
                 load.hold_on()
                 self._begin()
@@ -252,7 +253,6 @@ class Loads:
                 if leaving is None:
                     self._changed.wait(_LOOKS_S)
                     continue
-            check()
             try:
                 leaving.wait(partial(_hold_up, load, check))
             except _Begun:
