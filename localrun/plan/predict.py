@@ -114,7 +114,8 @@ def token_bytes(work: Token) -> dict[str, int]:
 def _beside(work: Token, parts: Mapping[str, float]) -> float:
     """What is computed while experts are fetched: in each layer that misses some, what all tokens
     share and the experts that are there, then each other one as it arrives. Only the last of these
-    waits for the whole of its read. What each takes of the host it takes while others are read."""
+    waits for the whole of its read. What one takes of the host it takes while others of its layer
+    are read, if there are any."""
     if not work.streaming or not work.used:
         return 0.0
     missing = min(1.0, work.misses / work.streaming)
@@ -127,7 +128,8 @@ def _beside(work: Token, parts: Mapping[str, float]) -> float:
     shared = time(names.DENSE) * work.beside / dense if dense else 0.0
     launched = time(names.LAUNCHES) * work.beside_blocks / blocks if blocks else 0.0
     computed = missing * (shared + launched + time(names.EXPERTS) * (1 - 1 / work.used))
-    return computed + parts.get(names.term("ram", names.MISSES), 0.0)
+    others = 1 - min(1.0, work.streaming / work.misses) if work.misses else 0.0
+    return computed + parts.get(names.term("ram", names.MISSES), 0.0) * others
 
 
 def _by_host(
