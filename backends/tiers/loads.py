@@ -14,6 +14,7 @@ from functools import partial
 from itertools import islice
 from queue import Empty, SimpleQueue
 from threading import Condition
+from time import perf_counter
 from typing import Final, Protocol
 
 import numpy as np
@@ -80,7 +81,7 @@ class Load:
         self.slots, self.expert, self.place = slots, expert, place
         self.read: _Read | None = None
         self.dropped = False
-        self.ended: Future[None] | None = None
+        self.ended: Future[float] | None = None
 
     def hold_on(self) -> None:
         if self.dropped:
@@ -114,6 +115,8 @@ class Loads:
         self._under_way: dict[int, Load] = {}
         self._ended: SimpleQueue[Load] = SimpleQueue()
         self.guessed = self.right = 0
+        self.waited = 0.0
+        """Seconds that whoever asked waited for reads, or for those who decode them."""
 
     def guessed_of(self, slots: Filled) -> frozenset[int]:
         """What was guessed of these."""
@@ -181,12 +184,14 @@ class Loads:
             came = [next(iter(loads))]
         for load in came:
             check()
-            self._carry(load, check)
+            self.waited += self._carry(load, check)
         return came
 
     def _told(self, check: Callable[[], None], wait: bool) -> list[Load]:
         """By those of the pool."""
+        start = perf_counter()
         came = [self._one(check)] if wait else []
+        self.waited += perf_counter() - start
         while not self._ended.empty():
             came.append(self._ended.get())
         for load in came:
@@ -227,13 +232,16 @@ class Loads:
         if self._pool is not None:
             self._pool.shutdown()
 
-    def _carry(self, load: Load, check: Callable[[], None] = nobody) -> None:
-        """Wait for the read, decode it into its place."""
+    def _carry(self, load: Load, check: Callable[[], None] = nobody) -> float:
+        """Wait for the read, decode it into its place; how long the wait was."""
+        start = perf_counter()
         try:
             read = self._begun(load, check)
             read.pending.wait(partial(_hold_on, load, check))
+            waited = perf_counter() - start
             with self._stage.holding(read.layout.windows(read.memory)):
                 load.slots.fill(load.place, load.expert)
+            return waited
         except DiskReadError as error:
             raise error.of(load.slots.name.replace("{e}", str(load.expert))) from error
         finally:
@@ -310,5 +318,5 @@ def _hold_up(load: Load, check: Callable[[], None]) -> None:
         raise _Begun
 
 
-def _tell(ended: SimpleQueue[Load], load: Load, _: Future[None]) -> None:
+def _tell(ended: SimpleQueue[Load], load: Load, _: Future[float]) -> None:
     ended.put(load)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ from localrun.disk.reader import ALIGNMENT
 from localrun.engine.runner import ForwardAborted
 from localrun.errors import DiskReadError, UsageError
 from localrun.formats.extent import Extent
-from tests.fake_experts import Tiny, tiny
+from tests.fake_experts import FakeSlots, Tiny, tiny
 
 WIDTH = 3
 Step = tuple[Tensor, Tensor, Tensor]
@@ -98,6 +100,24 @@ def test_a_hit_is_not_read_again() -> None:
     assert made.disk.needed == 4
     assert {tier: use.picks for tier, use in experts.items()} == {"ram": 2, "disk": 2}
     assert {tier: use.bytes for tier, use in experts.items()} == {"ram": 200, "disk": 2000}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_waiting_is_for_reads_and_not_for_ones_own_decoding(
+    monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    fill = FakeSlots.fill
+
+    def slowly(self: FakeSlots, slot: int, expert: int) -> None:
+        time.sleep(0.1)
+        fill(self, slot, expert)
+
+    monkeypatch.setattr(FakeSlots, "fill", slowly)
+    with tiny(places=4, workers=workers) as made:
+        run(made, 0, picked(1, 2))
+        waited = made.store.stats().experts["disk"].seconds
+
+    assert (waited < 0.1) == (workers == 0)
 
 
 def test_picks_are_counted_where_a_plan_would_place_them() -> None:

@@ -210,9 +210,9 @@ class _Run:
         """Of what is coming those that are there now, with their places."""
         if not coming:
             return {}
-        store, start = self._store, perf_counter()
+        store, before = self._store, self._store.loads.waited
         came = store.loads.next(store.interrupt, wait=wait)
-        store.uses.disk.seconds += perf_counter() - start
+        store.uses.disk.seconds += store.loads.waited - before
         for expert in came:
             self._layer.places.arrived(expert)
         return {expert: coming.pop(expert) for expert in came}
