@@ -98,7 +98,7 @@ class Bank:
         return tuple(joined)
 
     def fill(self, slot: int, expert: int) -> None:
-        """Threads of others call this; it touches nothing of mlx's but memory."""
+        """Other threads may call this; it touches nothing of mlx's but memory."""
         for part in self._parts:
             part.fill(slot, expert, self._sources)
 

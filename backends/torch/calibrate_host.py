@@ -113,7 +113,8 @@ def _block(config: Mapping[str, object], seconds: float, threads: int, clock: Cl
 def _miss(
     config: Mapping[str, object], seconds: float, threads: int, clock: Clock
 ) -> tuple[int, float]:
-    """Bytes of an expert; milliseconds that a token takes longer for each that it does not find."""
+    """Bytes of an expert; milliseconds that a token takes longer for each that it does not find,
+    without those that it waits for the read."""
     with _opened(config, threads, streamed=True) as (model, store):
         assert store is not None
         found = _token(model, threads)
@@ -130,7 +131,8 @@ def _miss(
             longer.append(clock() - middle - (middle - start))
         after = store.stats().experts[DISK]
         missed = after.picks - before.picks
-        took = 1e3 * median(longer) * len(longer) / missed
+        waited = after.seconds - before.seconds
+        took = 1e3 * (median(longer) * len(longer) - waited) / missed
         return (after.bytes - before.bytes) // missed, took
 
 

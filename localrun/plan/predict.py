@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import comb
 
 from localrun.hardware.machine import Tier
 from localrun.plan import constants
@@ -84,7 +85,7 @@ def token_terms(
         parts[names.SYNC] = work.handovers * fit.handover
     if work.misses:
         miss = host_miss(rooms.machine.compute, engine, work.missed / work.misses)
-        parts |= {names.term("ram", names.MISSES): work.misses * miss} if miss else {}
+        parts |= {names.term(_fetching(work), names.MISSES): work.misses * miss} if miss else {}
     parts[names.STEP] = constants.STEP_MS
     computing = sum(parts.values())
     rows = _rows(work, rooms, engine, computing)
@@ -95,7 +96,7 @@ def token_terms(
         parts[names.DISK] = disk
     hidden = _overlap(engine, rooms) * min(disk, computing)
     if engine.hides == "layer" and not rooms.unified:
-        hidden = min(disk, _beside(work, parts))
+        hidden = _hidden(work, parts) if disk > 0 else 0.0
     return Terms(parts, hidden)
 
 
@@ -111,14 +112,14 @@ def token_bytes(work: Token) -> dict[str, int]:
     return {name: round(size) for name, size in found.items() if round(size)}
 
 
-def _beside(work: Token, parts: Mapping[str, float]) -> float:
-    """What is computed while experts are fetched: in each layer that misses some, what all tokens
-    share and the experts that are there, then each other one as it arrives. Only the last of these
-    waits for the whole of its read. What one takes of the host it takes while others of its layer
-    are read, if there are any."""
-    if not work.streaming or not work.used:
+def _hidden(work: Token, parts: Mapping[str, float]) -> float:
+    """Of the disk's time what passes while experts are fetched: in each layer that misses some,
+    what all tokens share and the experts that are there are computed, then each other one as it
+    arrives. Only the last of these waits for the whole of its read, and what one takes of the host
+    it takes while others of its layer are read. Layers miss more of their experts or fewer, as
+    chance has it: those that miss many wait, and those that miss none hide nothing."""
+    if not work.misses or not work.streaming or not work.used:
         return 0.0
-    missing = min(1.0, work.misses / work.streaming)
     shares = (*work.cards, *((work.host,) if work.host else ()))
 
     def time(kind: str) -> float:
@@ -127,9 +128,21 @@ def _beside(work: Token, parts: Mapping[str, float]) -> float:
     dense, blocks = sum(share.dense.read for share in shares), sum(share.blocks for share in shares)
     shared = time(names.DENSE) * work.beside / dense if dense else 0.0
     launched = time(names.LAUNCHES) * work.beside_blocks / blocks if blocks else 0.0
-    computed = missing * (shared + launched + time(names.EXPERTS) * (1 - 1 / work.used))
-    others = 1 - min(1.0, work.streaming / work.misses) if work.misses else 0.0
-    return computed + parts.get(names.term("ram", names.MISSES), 0.0) * others
+    beside = (shared + launched + time(names.EXPERTS) * (1 - 1 / work.used)) / work.streaming
+    read, fetched = (each / work.misses for each in (parts[names.DISK], time(names.MISSES)))
+    missing = min(1.0, work.misses / (work.streaming * work.used))
+    return work.streaming * sum(
+        comb(work.used, number)
+        * missing**number
+        * (1 - missing) ** (work.used - number)
+        * min(number * read, beside + (number - 1) * fetched)
+        for number in range(1, work.used + 1)
+    )
+
+
+def _fetching(work: Token) -> str:
+    """The tier whose experts are read from disk, by the host."""
+    return (work.host or work.cards[0]).tier
 
 
 def _by_host(

@@ -41,4 +41,5 @@ def test_what_fetching_takes_is_the_difference_by_the_experts_that_were_missing(
 
     layers = config["text_config"]["num_hidden_layers"]  # type: ignore[index]
     assert nbytes > 0
-    assert took == pytest.approx(1e3 * 2 / (layers * calibrate_host._FORGOTTEN), rel=1e-6)
+    most = 1e3 * 2 / (layers * calibrate_host._FORGOTTEN)
+    assert 0.9 * most < took < most  # without what it really waited for reads

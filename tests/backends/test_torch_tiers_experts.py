@@ -102,6 +102,23 @@ def test_a_hit_is_not_read_again() -> None:
     assert {tier: use.bytes for tier, use in experts.items()} == {"ram": 200, "disk": 2000}
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_layer_whose_misses_have_all_come_still_looks_ahead(workers: int) -> None:
+    """Each layer's misses were guessed and read before it asked for them."""
+
+    def same(x: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([[1, 2]])
+
+    guesses = dict.fromkeys(range(4), same)
+    with tiny(places=4, layers=4, workers=workers, guesses=guesses) as made:
+        for layer in made.layers:
+            layer.begin(*picked(1, 2), torch.zeros(1, dtype=torch.int64))()
+            time.sleep(0.05)
+        stats = made.store.stats()
+
+    assert (stats.guessed, stats.right) == (6, 6)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_waiting_is_for_reads_and_not_for_ones_own_decoding(
     monkeypatch: pytest.MonkeyPatch, workers: int

@@ -53,6 +53,7 @@ def lines_of(kernels: Kernels, count: int, height: int, columns: int) -> Lines:
     def made() -> Lines:
         numbers = count * height * columns
         room = kernels.room(_ROOM, _CPU, torch.float16, max(numbers, tile_rows(1, _CPU)))[:numbers]
+        assert not room.data_ptr() % 64, "torch's own memory begins on a cache line"
         memory = room.view(torch.uint8).numpy()
         weights = Weights("F16", height, columns, memory, experts=count, shared=True)
         tile = room.view(count * height, columns)

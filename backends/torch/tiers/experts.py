@@ -125,6 +125,7 @@ class _Run:
         self._x, self._weights, self._tokens = x, weights, tokens
         self._chosen: NDArray[np.int64] = chosen.cpu().numpy()
         self._made: Tensor | None = None
+        self._looked = False
         store.begun(layer)
         experts = self._sorted_picks()
         self._distinct = len(experts)
@@ -189,22 +190,21 @@ class _Run:
         coming, ready = dict(self._acquired.misses), dict(self._acquired.hits)
         self._want_more(coming)
         ready |= self._arrived(coming, wait=False)
+        if not coming:
+            self._look_ahead()
         if ready:
             self._compute(ready)
             ready = {}
             self._want_more(coming)
-        if coming and not self._left:
-            self._look_ahead()
+        self._look_ahead()
         while coming:
             ready |= self._arrived(coming)
             if coming and not self._left and len(ready) < self._layer.together:
                 continue
             self._compute(ready)
             ready = {}
-            if self._left:
-                self._want_more(coming)
-                if not self._left:
-                    self._look_ahead()
+            self._want_more(coming)
+            self._look_ahead()
 
     def _arrived(self, coming: dict[int, int], *, wait: bool = True) -> dict[int, int]:
         """Of what is coming those that are there now, with their places."""
@@ -268,5 +268,7 @@ class _Run:
             use.computed += number * layer.expert_nbytes
 
     def _look_ahead(self) -> None:
-        if self._tokens is not None:
+        """Once, as soon as all that this layer needs has been begun."""
+        if self._tokens is not None and not self._left and not self._looked:
+            self._looked = True
             self._store.look_ahead(self._layer, self._x, self._tokens)
