@@ -84,6 +84,10 @@ class Bytes:
         self.powers[number] = bool((mantissas == 0.5).all())
         self.largest[number] = float(np.abs(scales).max(initial=0))
 
+    def lifted(self, number: int) -> bool:
+        """Whether all scales of a matrix are small enough to be multiplied by the power first."""
+        return self.largest[number] < _LIFTED_MAX
+
     def decode(self, first: int, last: int, dtype: torch.dtype, kernels: Kernels) -> Tensor:
         """As ``Codes.decode``: each code times its scale to the nearest float32, and that to the
         nearest BF16."""
@@ -108,7 +112,7 @@ class Bytes:
         line, end = first // self.height, (last - 1) // self.height + 1
         scales = self.scales[line:end]  # (lines, across)
         if not self.signed:
-            if self.largest[0] < _LIFTED_MAX:
+            if self.lifted(0):
                 scales = scales * _LIFT
             else:
                 numbers.mul_(_LIFT)
